@@ -1,0 +1,1 @@
+"""Ray Serve: one file per deployment, thin wrappers over `recsys`; no algorithms."""

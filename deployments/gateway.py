@@ -1,0 +1,249 @@
+"""The HTTP entrance: validates, gathers requests into batches, and answers.
+
+Item ids become rows here and rows become ids. What one request asks wrongly is refused before it
+joins a batch; where a batch fails for want of Redis or by a rule, its scenes are asked again on their
+own, so that only those fail that must. Compute runs on the event loop, Redis in threads.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
+
+from deployments.bodies import (
+    ErrorAnswer,
+    EventsAnswer,
+    RecommendationsAnswer,
+    RecommendationsRequest,
+    SimilarAnswer,
+    SimilarRequest,
+    slate_body,
+)
+from deployments.event_intake import EventIntake
+from deployments.http_errors import HANDLERS, BodyLimit, UnknownItemError, json_response
+from deployments.metrics import Counted, GatewayMetrics, exposition
+from deployments.online_users import OnlineUsers
+from deployments.stage import placed, shards_of
+from recsys.errors import RequestError, RuleError, UnavailableError
+from recsys.events.validation import DEFAULT_SETTINGS, ValidationSettings
+from recsys.pipeline.scenes import check_scenes
+from recsys.pipeline.similar import Similar
+from recsys.releases.manifest import open_release
+from recsys.releases.parts import load_parts
+from recsys.types import RequestBatch, Slate
+
+MAX_BODY = 2_000_000  # bytes: 1,000 events of 2 kB
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """The part of the settings that the gateway needs, as plain values."""
+
+    online_store_url: str
+    bus_url: str
+    partitions: int = 4
+    time_to_live_s: int = 0
+    validation: ValidationSettings = DEFAULT_SETTINGS
+    max_n: int = 100
+    default_n: int = 20
+    clock: int | None = None  # epoch seconds at which time stands still; None = now
+    batch: int = 64
+    batch_wait_s: float = 0.002
+    step_timeout_s: float = 1.0  # of a step that is placed elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One valid request, in rows."""
+
+    user_id: str
+    scene: str
+    n: int
+    exclude: tuple[int, ...]
+    country: str | None
+
+
+EVENTS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": ["object", "array"]}}},
+        "description": "an event, or a list of events: see recsys.events.schema",
+    }
+}
+errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (400, 404, 413, 422, 503)}
+app = FastAPI(
+    title="recsys",
+    description="Slates, similar items and events.",
+    responses=errors,
+    exception_handlers=HANDLERS,
+    middleware=[Middleware(Counted), Middleware(BodyLimit, limit=MAX_BODY)],
+)
+
+
+@serve.deployment
+@serve.ingress(app)
+class Gateway:
+    def __init__(
+        self,
+        release: str,
+        options: GatewayOptions,
+        *,
+        shards: Mapping[str, DeploymentHandle],
+        steps: Mapping[str, DeploymentHandle],
+        streamer: DeploymentHandle,
+    ) -> None:
+        """`release`: path of the manifest; `shards` and `steps`: name -> handle of what is elsewhere.
+        `streamer` is not called: Serve runs what the entrance refers to."""
+        opened = open_release(release)
+        parts = load_parts(opened)
+        self.manifest, self.scenes = opened.manifest, parts.settings.scenes
+        self.options = options
+        self.users = OnlineUsers(
+            options.online_store_url, self.manifest.id, options.time_to_live_s, options.clock
+        )
+        index = shards_of(opened, shards)
+        self.recommender = placed(
+            parts, users=self.users, shards=index, steps=steps, timeout_s=options.step_timeout_s
+        )
+        self.similar = Similar(parts.snapshot.vectors, index, self.recommender.rules)
+        self.ids = parts.items["item_id"].to_list()
+        self.titles = parts.items["title"].to_list()
+        self.rows = {item_id: row for row, item_id in enumerate(self.ids)}
+        self.events = EventIntake(options.bus_url, options.partitions, options.validation)
+        self.metrics = GatewayMetrics()
+        gathered: Any = self._gathered
+        gathered.set_max_batch_size(options.batch)
+        gathered.set_batch_wait_timeout_s(options.batch_wait_s)
+
+    def now(self) -> int:
+        return int(time.time()) if self.options.clock is None else self.options.clock
+
+    @app.post("/v1/recommendations", response_model=RecommendationsAnswer)
+    async def recommendations(self, request: Request, body: RecommendationsRequest) -> Response:
+        """A slate for a user, known or not, in a scene."""
+        check_scenes((body.scene,), self.scenes)
+        request.scope["scene"] = body.scene
+        asked = Asked(
+            user_id=body.user_id,
+            scene=body.scene,
+            n=self._checked_n(body.n),
+            exclude=tuple(self.rows[i] for i in body.exclude if i in self.rows),
+            country=body.country or body.context.country,
+        )
+        slate = await self._gathered(asked)
+        if isinstance(slate, Exception):
+            raise slate
+        return json_response(slate_body(slate, release=self.manifest.id, ids=self.ids, titles=self.titles))
+
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002, max_concurrent_batches=4)
+    async def _gathered(self, asked: list[Asked]) -> list[Slate | Exception]:
+        """The slate of each request, or what must be raised for it."""
+        try:
+            return await self._recommend(asked)
+        except (UnavailableError, RuleError) as error:
+            if len({one.scene for one in asked}) == 1:
+                return [error] * len(asked)
+            return await self._by_scene(asked)
+
+    async def _by_scene(self, asked: list[Asked]) -> list[Slate | Exception]:
+        """A batch that failed, asked again scene by scene."""
+        answers: list[Slate | Exception] = [UnavailableError("not asked")] * len(asked)
+        for scene in {one.scene for one in asked}:
+            own = [place for place, one in enumerate(asked) if one.scene == scene]
+            try:
+                found: list[Slate | Exception] = await self._recommend([asked[place] for place in own])
+            except (UnavailableError, RuleError) as error:
+                found = [error] * len(own)
+            for place, answer in zip(own, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _recommend(self, asked: list[Asked]) -> list[Slate | Exception]:
+        batch = RequestBatch(
+            user_ids=tuple(one.user_id for one in asked),
+            scene=tuple(one.scene for one in asked),
+            n=np.array([one.n for one in asked], np.int32),
+            now=np.full(len(asked), self.now(), np.int64),
+            exclude=tuple(one.exclude for one in asked),
+            country=tuple(one.country for one in asked),
+        )
+        answer = await self.recommender.recommend(batch)
+        self.metrics.record(answer)
+        return list(answer.slates)
+
+    @app.post("/v1/similar", response_model=SimilarAnswer)
+    async def similar_items(self, body: SimilarRequest) -> Response:
+        """The items nearest to an item, that anybody may see."""
+        return await self._similar(body.item_id, body.n, body.country)
+
+    @app.get("/v1/similar/{item_id}", response_model=SimilarAnswer)
+    async def similar_to(self, item_id: str, n: int | None = None, country: str | None = None) -> Response:
+        """The items nearest to an item, that anybody may see."""
+        return await self._similar(item_id, n, country)
+
+    async def _similar(self, item_id: str, n: int | None, country: str | None) -> Response:
+        if (row := self.rows.get(item_id)) is None:
+            raise UnknownItemError(f"release {self.manifest.id} has no item {item_id!r}")
+        rows, scores, missing = await self.similar(row, n=self._checked_n(n), now=self.now(), country=country)
+        items = [
+            {"item_id": self.ids[r], "title": self.titles[r], "score": float(s)}
+            for r, s in zip(rows, scores, strict=True)
+        ]
+        return json_response(
+            {"item_id": item_id, "release": self.manifest.id, "items": items, "degraded": missing}
+        )
+
+    @app.post("/v1/events", response_model=EventsAnswer, openapi_extra=EVENTS_BODY)
+    async def post_events(self, request: Request) -> Response:
+        """One event or a list of up to 1,000. Accepted means appended to the bus."""
+        body = await request.body()
+        results = await asyncio.to_thread(self.events.take, body, now=self.now())
+        accepted = sum(result["status"] == "accepted" for result in results)
+        self.metrics.events.labels("accepted").inc(accepted)
+        self.metrics.events.labels("rejected").inc(len(results) - accepted)
+        return json_response({"accepted": accepted, "rejected": len(results) - accepted, "results": results})
+
+    @app.get("/healthz")
+    async def healthz(self) -> Response:
+        """This replica runs."""
+        return json_response({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz(self) -> Response:
+        """The release is loaded and the online store answers; else 503."""
+        await asyncio.to_thread(self.users.ping)
+        return json_response({"status": "ready", "release": self.manifest.id})
+
+    @app.get("/v1/release")
+    async def release(self) -> Response:
+        """What is served."""
+        manifest = self.manifest
+        return json_response(
+            {
+                "release": manifest.id,
+                "as_of": manifest.as_of,
+                "items": manifest.items,
+                "scenes": sorted(self.scenes),
+                "evaluation": manifest.evaluation,
+                "checks": manifest.checks,
+            }
+        )
+
+    @app.get("/metrics")
+    async def metrics_text(self) -> Response:
+        """Prometheus metrics of all replicas of this node."""
+        return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE_LATEST)
+
+    def _checked_n(self, n: int | None) -> int:
+        n = self.options.default_n if n is None else n
+        if not 1 <= n <= self.options.max_n:
+            raise RequestError(f"n = {n}: ask for 1 to {self.options.max_n} items")
+        return n

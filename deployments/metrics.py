@@ -1,0 +1,150 @@
+"""Prometheus metrics: what a trace says, counted.
+
+Multiprocess mode: every replica of a node writes to one folder (PROMETHEUS_MULTIPROC_DIR in its
+environment), and `exposition` adds the folder up, so that a scrape sees the same counters whichever
+replica answers. Counters of ended replicas stay in the folder: sums never go down. The folder is one
+node's, so on a cluster scrape a gateway of each node.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recsys.features.streaming import Applied
+from recsys.pipeline.trace import Answer
+from recsys.types import Removal
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+LENGTHS = (0, 1, 5, 10, 20, 50, 100)
+
+
+class RequestMetrics:
+    def __init__(self) -> None:
+        registry = _registry()
+        self.requests = Counter(
+            "recsys_requests",
+            "Requests by route, scene and status",
+            ["route", "scene", "status"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "recsys_request_seconds", "Time in the gateway", ["route"], buckets=SECONDS, registry=registry
+        )
+
+
+class Counted:
+    """Counts every HTTP request of the application that it wraps, refused ones too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.metrics: RequestMetrics | None = (
+            None  # made in the replica: an application is pickled on its way
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.metrics = self.metrics or RequestMetrics()
+        start, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            # Paths that nobody serves share one label: a scan must not fill the memory.
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, scope.get("scene", ""), str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+
+class GatewayMetrics:
+    def __init__(self) -> None:
+        registry = _registry()
+        self.stage_seconds = Histogram(
+            "recsys_stage_seconds",
+            "Time of a batch in a step of the request path",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.proposed = Counter(
+            "recsys_candidates_proposed", "Candidates by source", ["source"], registry=registry
+        )
+        self.removed = Counter(
+            "recsys_candidates_removed", "Candidates removed, by reason", ["reason"], registry=registry
+        )
+        self.degraded = Counter(
+            "recsys_degraded", "Answers that admit something", ["what"], registry=registry
+        )
+        self.batch_size = Histogram(
+            "recsys_batch_size", "Requests that crossed the path together", buckets=SIZES, registry=registry
+        )
+        self.slate_length = Histogram(
+            "recsys_slate_length", "Items of a slate", ["scene"], buckets=LENGTHS, registry=registry
+        )
+        self.events = Counter(
+            "recsys_events", "Events posted, by what became of them", ["status"], registry=registry
+        )
+
+    def record(self, answer: Answer) -> None:
+        """What one batch went through."""
+        self.batch_size.observe(len(answer.slates))
+        for stage, seconds in answer.trace.seconds.items():
+            self.stage_seconds.labels(stage).observe(seconds)
+        for source, counts in answer.candidates.proposed.items():
+            self.proposed.labels(source).inc(float(np.sum(counts)))
+        for code, count in enumerate(np.bincount(answer.candidates.removed_by)):
+            if code and count:
+                self.removed.labels(Removal(code).name.lower()).inc(float(count))
+        for slate in answer.slates:
+            self.slate_length.labels(slate.scene).observe(len(slate.items))
+            for what in slate.degraded:
+                self.degraded.labels(what).inc()
+
+
+class StreamerMetrics:
+    def __init__(self) -> None:
+        registry = _registry()
+        self.events = Counter(
+            "recsys_stream_events",
+            "Events read from the bus, by what became of them",
+            ["status"],
+            registry=registry,
+        )
+        self.lag = Histogram(
+            "recsys_stream_lag_seconds",
+            "From the bus to the online store",
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+    def record(self, applied: Applied, *, lag_s: float) -> None:
+        for status in ("events", "repeated", "other_types", "unknown_items"):
+            self.events.labels(status).inc(getattr(applied, status))
+        self.lag.observe(max(lag_s, 0.0))
+
+
+def exposition() -> bytes:
+    """All metrics of this node's replicas, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return generate_latest(registry)
+
+
+def _registry() -> CollectorRegistry:
+    """One for each replica: its files are what is read, the registry only makes names unique."""
+    Path(os.environ[FOLDER]).mkdir(parents=True, exist_ok=True)
+    return CollectorRegistry()

@@ -1,0 +1,1 @@
+"""Ray jobs: one `main` a file: parse, load settings, call the library, report. No algorithms."""

@@ -1,0 +1,158 @@
+"""The work directory: where each job leaves its results and the next one finds them.
+
+    data/        events.parquet, items.parquet as a reader gave them       (ingest)
+    events/      the Delta table, and beside it the rejected events        (ingest)
+    catalog.parquet                                                        (ingest)
+    models/<moment>/*.npz    a snapshot of all retrieval models            (train_retrieval)
+    rankers/<scene>.ubj                                                    (train_ranker)
+    evaluation/  report.json, slates.json, evaluation.png                  (evaluate)
+    artifacts/, mlflow.db    releases and their registry                   (build_release)
+    redis/, steps/           the embedded server; what is already done
+"""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import xgboost
+
+from recsys.catalog import Catalog
+from recsys.errors import DataError
+from recsys.evaluation.windows import Windows, choose_windows
+from recsys.events.interactions import interactions_of
+from recsys.events.store import EventStore
+from recsys.features.text import text_category
+from recsys.models.ranker import Ranker
+from recsys.models.snapshot import Snapshot
+from recsys.pipeline.wiring import Parts
+from recsys.releases.registry import Registry
+from recsys.settings import Settings, load_experiments, load_rules
+from recsys.types import Interactions
+
+# (share done in 0 .. 1, what is being done)
+Progress = Callable[[float, str], None]
+
+
+def silent(share: float, doing: str) -> None:
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Loads lazily and once; a job that changed a file makes a new one."""
+
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.workdir).absolute()
+
+    @cached_property
+    def store(self) -> EventStore:
+        return EventStore(self.folder / "events")
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog.load(self.folder / "catalog.parquet")
+
+    @cached_property
+    def interactions(self) -> Interactions:
+        """All consumption in the event store, by the rows of the catalog."""
+        kinds = self.settings.training.event_types
+        events = self.store.read()
+        of_kind = events.filter([kind in kinds for kind in events["event_type"].to_pylist()])
+        if not len(of_kind):
+            found = sorted(set(events["event_type"].to_pylist()))
+            raise DataError(
+                f"no event of type {' or '.join(kinds)} in {self.folder / 'events'}: there are "
+                f"{', '.join(found)}; name those that count as consumption in training.event_types"
+            )
+        rows = self.catalog.rows_of(of_kind["item_id"])
+        return interactions_of(of_kind, rows=rows, items=len(self.catalog))
+
+    @cached_property
+    def windows(self) -> Windows:
+        training = self.settings.training
+        return choose_windows(self.interactions, days=training.window_days, slices=training.slices)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """V at the start of each window: how many items were published before it."""
+        return [self.catalog.size_at(start) for start in self.windows.starts]
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """The item contract by row, with `category`: the item's first one, or one from its title."""
+        frame = pl.from_arrow(self.catalog.items)
+        categories = self.catalog.primary_categories
+        if not any(categories):
+            # Titles of the release's items only: later ones must not move a category.
+            known = text_category(self.catalog.titles[: self.sizes[-1]])
+            categories = [known.names[code] if code >= 0 else "" for code in known.code]
+            categories += [""] * (len(frame) - len(categories))
+        epoch = [pl.col(c).dt.epoch("s") for c in ("published_at", "expires_at")]
+        return frame.with_columns(pl.Series("category", categories, dtype=pl.String), *epoch)
+
+    @cached_property
+    def category(self) -> np.ndarray:
+        """Code of each item's category, int32 [V]; -1 = none."""
+        codes = self.items["category"].replace("", None).rank("dense").fill_null(0).cast(pl.Int32)
+        return codes.to_numpy() - 1
+
+    def snapshot(self, moment: int) -> Snapshot:
+        folder = self.folder / "models" / str(moment)
+        if not folder.is_dir():
+            raise DataError(f"no models as of {moment} in {folder}: run `python -m jobs.train_retrieval`")
+        return Snapshot.from_arrays({path.stem: dict(np.load(path)) for path in folder.glob("*.npz")})
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        folder = self.folder / "models" / str(snapshot.as_of)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, arrays in snapshot.arrays().items():
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            write_atomically(folder / f"{name}.npz", buffer.getvalue())
+
+    @property
+    def rankers(self) -> dict[str, Ranker]:
+        paths = sorted((self.folder / "rankers").glob("*.ubj"))
+        if not paths:
+            raise DataError(f"no ranker in {self.folder / 'rankers'}: run `python -m jobs.train_ranker`")
+        return {p.stem: Ranker(xgboost.Booster(model_file=str(p))) for p in paths}
+
+    def parts(self, moment: int, *, rankers: dict[str, Ranker]) -> Parts:
+        """What a release of this moment would hold."""
+        snapshot = self.snapshot(moment)
+        configs = Path(__file__).parent.parent / "configs"
+        return Parts(
+            items=self.items[: len(snapshot)],
+            snapshot=snapshot,
+            rankers=rankers,
+            rules=load_rules(self.settings.rules or configs / "rules" / "default.yaml"),
+            experiments=load_experiments(
+                self.settings.experiments or configs / "experiments" / "default.yaml"
+            ),
+            settings=self.settings.pipeline,
+        )
+
+    @property
+    def registry(self) -> Registry:
+        registry = self.settings.registry
+        return Registry(registry.uri or f"sqlite:///{self.folder / 'mlflow.db'}", name=registry.model)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the whole file or the one before; a full disk leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
+def in_workdir(settings: Settings, folder: Path) -> Settings:
+    return replace(settings, workdir=str(folder))

@@ -1,0 +1,1 @@
+"""recsys: a recommender platform on Ray, from raw events to the slate a user sees."""

@@ -1,0 +1,43 @@
+"""Every error that recsys raises on purpose.
+
+    RecsysError
+    ├── SettingsError        a configuration file, key or value is wrong
+    ├── DataError            input data can't be used: unreadable, empty, of another format
+    ├── RequestError         a request can't be answered as asked: unknown scene, n out of range
+    ├── UnavailableError     a server that recsys needs does not answer: Redis, the bus, Ray, a port
+    ├── RuleError            a rule failed, so nothing that it guards may be shown
+    └── ReleaseError         a release is missing, incomplete or altered
+
+A message is one line: the value, the place, the remedy. The command line prints it without a
+traceback and exits with 2; the HTTP gateway turns it into one body shape.
+"""
+
+
+class RecsysError(Exception):
+    """Base of all errors that recsys raises on purpose."""
+
+    code = "error"
+
+
+class SettingsError(RecsysError):
+    code = "settings"
+
+
+class DataError(RecsysError):
+    code = "data"
+
+
+class RequestError(RecsysError):
+    code = "request"
+
+
+class UnavailableError(RecsysError):
+    code = "unavailable"
+
+
+class RuleError(RecsysError):
+    code = "rule"
+
+
+class ReleaseError(RecsysError):
+    code = "release"

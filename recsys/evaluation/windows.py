@@ -1,0 +1,74 @@
+"""Temporal windows: [the past | training slices of the ranker | the held-out window].
+
+A window ends where the next begins and the last one ends with the data, so nothing that a model or
+a ranker learned from happened after what it is tested on. Data in which few users come back within a
+window gets longer ones: doubled until every window has enough users to learn from and to judge by.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.errors import DataError
+from recsys.types import DAY, Interactions
+
+ENOUGH_USERS = 50  # who have a past and come back, in every window
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Epoch seconds, ascending; window i is [starts[i], starts[i + 1]), the last ends at `end`."""
+
+    starts: tuple[int, ...]
+    end: int
+
+    @property
+    def held_out(self) -> int:
+        """The release's moment: nothing that it serves has seen anything from then on."""
+        return self.starts[-1]
+
+    @property
+    def days(self) -> int:
+        return round((self.end_of(0) - self.starts[0]) / DAY)
+
+    def end_of(self, window: int) -> int:
+        return (*self.starts, self.end)[window + 1]
+
+
+def choose_windows(interactions: Interactions, *, days: int, slices: int) -> Windows:
+    """`slices` training windows and the held-out one, each of `days` days or a power of two more.
+
+    The held-out window starts at the midnight (UTC) `days` before the last event. Raises DataError
+    when no length gives every window enough users.
+    """
+    log = interactions.histories
+    if not len(log.time):
+        raise DataError("no interaction to learn from: ingest events first, see `recsys ingest --help`")
+    last, first = int(log.time.max()), int(log.time.min())
+    counts = []
+    length = days
+    while True:
+        held_out = (last - length * DAY) // DAY * DAY
+        starts = tuple(held_out - i * length * DAY for i in range(slices, -1, -1))
+        windows = Windows(starts, last + 1)
+        if starts[0] <= first:
+            break
+        users = [_returning(interactions, s, windows.end_of(i)) for i, s in enumerate(starts)]
+        if min(users) >= ENOUGH_USERS:
+            return windows
+        counts.append(f"{length} d: {min(users)}")
+        length *= 2
+    raise DataError(
+        f"too few users come back: the data must span {slices + 1} windows of {days} days or more after a first "
+        f"past, with {ENOUGH_USERS} returning users each (found {'; '.join(counts) or 'a span too short'}); "
+        "set training.window_days or training.slices lower, or bring more data"
+    )
+
+
+def _returning(interactions: Interactions, start: int, end: int) -> int:
+    """Users with an event before `start` and one in [start, end)."""
+    log = interactions.histories
+    users = len(interactions.user_ids)
+    before = np.bincount(log.request[log.time < start], minlength=users) > 0
+    within = np.bincount(log.request[(log.time >= start) & (log.time < end)], minlength=users) > 0
+    return int((before & within).sum())

@@ -1,0 +1,228 @@
+"""The online store: a user's history and feature vector as one packed struct under one Redis key.
+
+A batch of users is one MGET, joined and viewed as arrays: no loop over users or fields parses anything.
+A value older than its time to live is missing, not stale, by the `now` of the request. Only the newest
+`max_history` events are kept, the same cut as in training. `put` overwrites: fill a namespace before
+its followers start; while they run, each partition has exactly one writer, and `change` lets it
+write users and its offset in one transaction that is tried again if anyone else touched them.
+
+Struct, little endian: header (32 bytes) | time, order int64 [n] | item int32, quantity, value float32 [n]
+| features float32 [F].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import redis
+
+from recsys.errors import DataError
+from recsys.events.redis_server import redis_errors, url_of
+from recsys.features.histories import MAX_HISTORY
+from recsys.types import Histories, offsets_of, ragged_index
+
+VERSION = 1
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("features", "<u2"),
+        ("events", "<u4"),
+        ("birth_year", "<i4"),
+        ("unused", "<i4"),
+        ("as_of", "<i8"),
+        ("unused2", "<i8"),
+    ]
+)
+_WORDS = HEADER.itemsize // 4  # the struct is read as 4-byte words
+_LAYOUT = (
+    ("time", 2, "<i8"),
+    ("order", 2, "<i8"),
+    ("item", 1, "<i4"),
+    ("quantity", 1, "<f4"),
+    ("value", 1, "<f4"),
+)
+_CHUNK = 1000  # users of one pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineUsers:
+    """B users as the store knows them; an unknown user has no events, zero features and as_of 0."""
+
+    histories: Histories
+    features: np.ndarray  # float32 [B, F]
+    birth_year: np.ndarray  # int32 [B], 0 = not known
+    as_of: np.ndarray  # int64 [B] epoch seconds of the last update
+    known: np.ndarray  # bool [B]
+
+
+Update = Callable[[OnlineUsers, int], tuple[OnlineUsers, int] | None]
+
+
+class OnlineStore:
+    """Users of one namespace (a release) in Redis."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        namespace: str,
+        features: int,
+        time_to_live: int = 0,
+        max_history: int = MAX_HISTORY,
+    ) -> None:
+        """`features`: F; `time_to_live`: seconds, 0 = for ever."""
+        self.features = features
+        self.time_to_live = time_to_live
+        self.max_history = max_history
+        self._redis = client
+        self._prefix = f"recsys:{namespace}"
+
+    def get(self, user_ids: Sequence[str], *, now: int) -> OnlineUsers:
+        """The users in order, by one MGET. Raises UnavailableError; DataError for a foreign struct."""
+        if not len(user_ids):
+            return self._unpack([], now)
+        with redis_errors(url_of(self._redis)):
+            return self._unpack(self._redis.mget(self._keys(user_ids)), now)
+
+    def put(
+        self,
+        user_ids: Sequence[str],
+        *,
+        histories: Histories,
+        features: np.ndarray,
+        as_of: int | np.ndarray,
+        birth_year: np.ndarray | None = None,
+    ) -> None:
+        """Writes B users. A failure midway leaves some written: put them again."""
+        packed = self._pack(histories, features, as_of, birth_year)
+        keys = self._keys(user_ids)
+        with redis_errors(url_of(self._redis)):
+            for start in range(0, len(keys), _CHUNK):
+                pipeline = self._redis.pipeline(transaction=False)
+                for key, value in zip(
+                    keys[start : start + _CHUNK], packed[start : start + _CHUNK], strict=True
+                ):
+                    self._set(pipeline, key, value)
+                pipeline.execute()
+
+    def applied_offset(self, topic: str, partition: int) -> int:
+        """The offset after the last event of the partition that this namespace holds; 0 = none."""
+        with redis_errors(url_of(self._redis)):
+            return int(self._redis.get(self._offset_key(topic, partition)) or 0)
+
+    def start_at(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Says that what was `put` already holds everything before these offsets (a new namespace)."""
+        with redis_errors(url_of(self._redis)):
+            self._redis.mset({self._offset_key(topic, p): offset for p, offset in offsets.items()})
+
+    def change(self, user_ids: Sequence[str], *, topic: str, partition: int, update: Update) -> int:
+        """Reads users and the partition's offset, and writes both in one transaction.
+
+        `update` may return None to write nothing, else the users (those with `known` are written) and the
+        new offset. It must be pure: it runs again if another client changed a user or the offset
+        meanwhile. It sees users past their time to live too, until Redis forgets them at twice that age,
+        or an idle user's history would be lost. Returns the offset that holds afterwards.
+        """
+        keys, offset_key = self._keys(user_ids), self._offset_key(topic, partition)
+        with redis_errors(url_of(self._redis)), self._redis.pipeline() as pipeline:
+            while True:
+                try:
+                    pipeline.watch(offset_key, *keys)
+                    offset, *blobs = pipeline.mget([offset_key, *keys])
+                    changed = update(self._unpack(blobs, None), int(offset or 0))
+                    if changed is None:
+                        pipeline.unwatch()
+                        return int(offset or 0)
+                    users, new_offset = changed
+                    packed = self._pack(users.histories, users.features, users.as_of, users.birth_year)
+                    pipeline.multi()
+                    for row in np.flatnonzero(users.known):
+                        self._set(pipeline, keys[row], packed[row])
+                    pipeline.set(offset_key, new_offset)
+                    pipeline.execute()
+                    return new_offset
+                except redis.WatchError:
+                    continue
+
+    def _keys(self, user_ids: Sequence[str]) -> list[str]:
+        return [f"{self._prefix}:user:{user}" for user in user_ids]
+
+    def _offset_key(self, topic: str, partition: int) -> str:
+        return f"{self._prefix}:offset:{topic}:{partition}"
+
+    def _set(self, pipeline: redis.client.Pipeline, key: str, value: bytes) -> None:
+        # Redis forgets a value later than `get` does, by its own clock: that only frees memory.
+        pipeline.set(key, value, ex=2 * self.time_to_live or None)
+
+    def _pack(
+        self,
+        histories: Histories,
+        features: np.ndarray,
+        as_of: int | np.ndarray,
+        birth_year: np.ndarray | None,
+    ) -> list[bytes]:
+        """One struct for each user."""
+        if features.shape != (len(histories), self.features):
+            raise DataError(
+                f"features are {features.shape}, not {(len(histories), self.features)}; materialize this view"
+            )
+        counts = np.minimum(histories.counts, self.max_history)
+        ends = histories.offsets[1:]
+        header = np.zeros(len(histories), HEADER)
+        header["version"], header["features"], header["events"] = VERSION, self.features, counts
+        header["as_of"] = as_of
+        header["birth_year"] = 0 if birth_year is None else birth_year
+        columns = [getattr(histories, name).astype(kind, copy=False) for name, _, kind in _LAYOUT]
+        vectors = features.astype("<f4")
+        packed = []
+        for u in range(len(histories)):
+            newest = slice(ends[u] - counts[u], ends[u])
+            parts = [header[u].tobytes(), *(c[newest].tobytes() for c in columns), vectors[u].tobytes()]
+            packed.append(b"".join(parts))
+        return packed
+
+    def _foreign(self) -> DataError:
+        return DataError(
+            f"{self._prefix} in {url_of(self._redis)} holds users of another format "
+            f"or not of {self.features} features; materialize this namespace again"
+        )
+
+    def _unpack(self, blobs: Sequence[Any], now: int | None) -> OnlineUsers:
+        """Views of the joined structs; `now` None = no time to live."""
+        users = len(blobs)
+        sizes = np.array([len(blob) if blob is not None else 0 for blob in blobs], np.int64)
+        given = np.array([blob is not None for blob in blobs], bool)
+        if ((sizes % 4 != 0) | (given & (sizes < HEADER.itemsize))).any():
+            raise self._foreign()
+        lengths = sizes // 4
+        words = np.frombuffer(b"".join(blob for blob in blobs if blob is not None), "<i4")
+        starts = np.cumsum(lengths) - lengths
+        present = np.flatnonzero(lengths)
+        heads = words[(starts[present, None] + np.arange(_WORDS)).ravel()].view(HEADER)
+        expected = _WORDS + 7 * heads["events"].astype(np.int64) + heads["features"]
+        wrong = (
+            (heads["version"] != VERSION)
+            | (heads["features"] != self.features)
+            | (expected != lengths[present])
+        )
+        if wrong.any():
+            raise self._foreign()
+        if now is not None and self.time_to_live:
+            fresh = heads["as_of"] + self.time_to_live > now
+            present, heads = present[fresh], heads[fresh]
+        counts = np.zeros(users, np.int64)
+        counts[present] = heads["events"]
+        place = starts + _WORDS  # word at which the next column of each user begins
+        columns = {}
+        for name, width, kind in _LAYOUT:
+            columns[name] = words[ragged_index(place, counts * width)].view(kind)
+            place = place + counts * width
+        features = np.zeros((users, self.features), np.float32)
+        features[present] = words[place[present, None] + np.arange(self.features)].view("<f4")
+        birth_year, as_of = np.zeros(users, np.int32), np.zeros(users, np.int64)
+        birth_year[present], as_of[present] = heads["birth_year"], heads["as_of"]
+        known = np.zeros(users, bool)
+        known[present] = True
+        histories = Histories(offsets_of(counts), *(columns[c] for c in Histories.COLUMNS))
+        return OnlineUsers(histories, features, birth_year, as_of, known)

@@ -1,0 +1,1 @@
+"""Approximate nearest neighbors: building, sharding and searching FAISS indexes."""

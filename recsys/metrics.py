@@ -1,0 +1,92 @@
+"""Ranking metrics on arrays, with the degenerate cases decided.
+
+A ranking is int32 [B, K] item rows, best first, -1 = nothing at this place (short rankings are
+padded at the end). What is relevant is a ragged column: `offsets` [B + 1] and item rows. A request
+with nothing relevant has no recall and no NDCG: NaN, left out of means. Ties are the ranker's to
+break (`types.order_by_score` breaks them by item row); a NaN score must not get this far.
+"""
+
+import numpy as np
+
+
+def hits(ranked: np.ndarray, offsets: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Whether each ranked item is relevant, bool [B, K]. `relevant` [R] has no doubles in a request."""
+    width = int(max(ranked.max(initial=0), relevant.max(initial=0))) + 1
+    request = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    keys = request * width + relevant.astype(np.int64)
+    asked = np.arange(len(ranked))[:, None] * width + ranked.astype(np.int64)
+    return np.isin(asked, keys) & (ranked >= 0)
+
+
+def recall_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
+    """Hits in the top k over all that is relevant, float64 [B]; NaN where nothing is relevant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(relevant_counts > 0, hit[:, :k].sum(1) / relevant_counts, np.nan)
+
+
+def ndcg_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
+    """Binary NDCG with min(k, relevant) in the ideal, float64 [B] (Järvelin and Kekäläinen, 2002)."""
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    gain = hit[:, :k] @ discount[: hit.shape[1]]
+    ideal = np.concatenate(([np.nan], np.cumsum(discount)))[np.minimum(relevant_counts, k)]
+    return gain / ideal
+
+
+def coverage_at(ranked: np.ndarray, items: int, k: int) -> float:
+    """Share of the catalog of `items` that stands in somebody's top k."""
+    shown = np.unique(ranked[:, :k])
+    return float((shown >= 0).sum() / items) if items else 0.0
+
+
+def category_diversity_at(ranked: np.ndarray, category: np.ndarray, k: int) -> np.ndarray:
+    """Distinct categories in the top k over items there, float64 [B]; NaN for an empty ranking.
+
+    `category` int [V] by item row; -1 = unknown, and each unknown counts as a category of its own.
+    """
+    top = ranked[:, :k]
+    present = top >= 0
+    own = -2 - np.arange(top.shape[1])  # a category that nothing else in the ranking has
+    categories = np.where(present, category[top], 0)
+    categories = np.where(categories < 0, own, categories)
+    categories = np.where(present, categories, np.iinfo(np.int64).max)
+    ordered = np.sort(categories, axis=1)
+    distinct = 1 + (np.diff(ordered, axis=1) != 0).sum(1) - (~present).any(1)
+    shown = present.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(shown > 0, distinct / shown, np.nan)
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, rng: np.random.Generator, samples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [B] over resampled requests (Efron, 1979).
+
+    NaN values are left out; no values at all give (NaN, NaN).
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    # The counts of a resample are multinomial: one matrix product instead of B x samples draws.
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=samples)
+    means = counts @ values / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def coverage_interval(
+    ranked: np.ndarray, items: int, k: int, *, rng: np.random.Generator, samples: int = 200
+) -> tuple[float, float]:
+    """Basic bootstrap interval (95 %) of `coverage_at` over resampled requests.
+
+    A resample has fewer distinct requests and so covers less: the basic interval, reflected at the
+    estimate, takes that bias back where the percentile interval would miss the estimate itself.
+    """
+    top = ranked[:, :k]
+    shown = np.zeros((len(ranked), items), np.float32)
+    request, place = np.nonzero(top >= 0)
+    shown[request, top[request, place]] = 1
+    counts = rng.multinomial(len(ranked), np.full(len(ranked), 1 / len(ranked)), size=samples)
+    covered = ((counts.astype(np.float32) @ shown) > 0).sum(1) / items
+    low, high = np.quantile(covered, [0.025, 0.975])
+    estimate = coverage_at(ranked, items, k)
+    return float(2 * estimate - high), float(2 * estimate - low)

@@ -1,0 +1,1 @@
+"""The request path: the seams, the recommender that runs them, and a file for each step."""

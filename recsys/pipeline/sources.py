@@ -1,0 +1,155 @@
+"""The sources: what a model knows, asked once per batch.
+
+Each wraps a pure model from `recsys.models` and says which events of a history count for it. Only
+the two-tower source does I/O: its index shards may live in other processes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from recsys.errors import UnavailableError
+from recsys.models.item_to_item import ItemTable
+from recsys.models.popularity import propose_popular
+from recsys.models.sparse_scores import Proposals, decay_weights, history_matrix, look_up, propose_top
+from recsys.models.user_encoder import UserEncoder
+from recsys.pipeline.seams import Retrieved
+from recsys.types import Histories, RequestBatch, offsets_of
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """Neighbors of what the user consumed, by an item-to-item table."""
+
+    name: str
+    table: ItemTable
+    weights: Callable[[Histories, np.ndarray], np.ndarray]  # (histories, now [B]) -> float32 [M]
+    k: int
+
+    async def __call__(self, batch: RequestBatch) -> Retrieved:
+        weights = self.weights(batch.histories, batch.now)
+        scores = self.table.score(batch.histories, weights=weights)
+        return Retrieved(
+            propose_top(scores, k=self.k, hidden=batch.hidden),
+            {self.name: lambda offsets, item: look_up(scores, offsets=offsets, item=item)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HistorySource:
+    """The user's own consumption, decayed with age: what is bought again."""
+
+    items: int
+    half_life_days: float
+    k: int
+    name: str = "history"
+
+    async def __call__(self, batch: RequestBatch) -> Retrieved:
+        weights = decay_weights(batch.histories, now=batch.now, half_life_days=self.half_life_days)
+        scores = history_matrix(batch.histories, weights=weights, items=self.items)
+        return Retrieved(
+            propose_top(scores, k=self.k, hidden=batch.hidden),
+            {self.name: lambda offsets, item: look_up(scores, offsets=offsets, item=item)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PopularitySource:
+    """What everybody buys lately. `scores` float32 [V]."""
+
+    scores: np.ndarray
+    k: int
+    name: str = "popularity"
+
+    async def __call__(self, batch: RequestBatch) -> Retrieved:
+        proposals = propose_popular(self.scores, requests=len(batch), k=self.k, hidden=batch.hidden)
+        return Retrieved(proposals, {self.name: lambda offsets, item: _of(self.scores, item)})
+
+
+class Shard(Protocol):
+    """One part of an index, wherever it runs."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, queries: np.ndarray, k: int) -> Awaitable[tuple[np.ndarray, np.ndarray]]:
+        """(item rows int32 [B, k], scores float32 [B, k]) best first, -1 and -inf where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTowerSource:
+    """Nearest items to the user's vector, from all shards in parallel, merged with stable ties."""
+
+    encoder: UserEncoder
+    vectors: np.ndarray  # float32 [V, D]
+    shards: Sequence[Shard]
+    k: int
+    deadline_ms: float = 500.0  # of each shard: one that misses it is left out
+    name: str = "two_tower"
+
+    async def __call__(self, batch: RequestBatch) -> Retrieved:
+        queries = self.encoder.encode(
+            batch.histories, now=batch.now, user_features=batch.user_features
+        )
+        # Hidden items would take places, and a shard does not know them: ask for as many more.
+        k = self.k + max((len(h) for h in batch.hidden), default=0)
+        answers = await asyncio.gather(*(self._ask(shard, queries, k) for shard in self.shards))
+        missing = tuple(
+            f"{self.name}:{shard.name}"
+            for shard, answer in zip(self.shards, answers, strict=True)
+            if answer is None
+        )
+        found = [answer for answer in answers if answer is not None]
+        if not found:
+            raise UnavailableError(f"no shard of {self.name} answered within {self.deadline_ms:g} ms")
+        rows = np.concatenate([rows for rows, _ in found], axis=1)
+        scores = np.concatenate([scores for _, scores in found], axis=1)
+        return Retrieved(
+            nearest(rows, scores, k=self.k, hidden=batch.hidden),
+            {self.name: partial(self._score, queries)},
+            missing,
+        )
+
+    async def _ask(
+        self, shard: Shard, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            return await asyncio.wait_for(shard(queries, k), self.deadline_ms / 1000)
+        except (UnavailableError, TimeoutError):
+            return None
+
+    def _score(self, queries: np.ndarray, offsets: np.ndarray, item: np.ndarray) -> np.ndarray:
+        known = item < len(self.vectors)
+        request = np.repeat(np.arange(len(queries)), np.diff(offsets))
+        score = np.einsum("nd,nd->n", queries[request], self.vectors[np.where(known, item, 0)])
+        return np.where(known, score, np.nan).astype(np.float32)
+
+
+def nearest(
+    rows: np.ndarray, scores: np.ndarray, *, k: int, hidden: tuple[np.ndarray, ...]
+) -> Proposals:
+    """The k best of each line of merged shard answers [B, S], without hidden rows; ties to the lower row."""
+    items, values = [], []
+    for request in range(len(rows)):
+        usable = rows[request] >= 0
+        if hidden and len(hidden[request]):
+            usable &= ~np.isin(rows[request], hidden[request])
+        item, value = rows[request][usable], scores[request][usable]
+        best = np.lexsort((item, -value))[:k]
+        items.append(item[best])
+        values.append(value[best])
+    return Proposals(
+        offsets_of(np.array([len(i) for i in items], np.int64)),
+        np.concatenate([*items, np.zeros(0, np.int32)]).astype(np.int32),
+        np.concatenate([*values, np.zeros(0, np.float32)]).astype(np.float32),
+    )
+
+
+def _of(scores: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The score of each item row, NaN beyond the model's vocabulary."""
+    known = item < len(scores)
+    return np.where(known, scores[np.where(known, item, 0)], np.nan).astype(np.float32)

@@ -1,0 +1,123 @@
+"""The wiring of the request path: which source, which stage, in which order. The only place.
+
+`Parts` is all that a release holds, in memory; `recommender` puts the steps together from it. A
+deployment replaces single steps by handles to elsewhere (`dataclasses.replace`), and nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from recsys.errors import ReleaseError
+from recsys.experiments.assignment import Experiments
+from recsys.models.ranker import Ranker
+from recsys.models.snapshot import Snapshot
+from recsys.models.sparse_scores import HistoryWeights, decay_weights, even_weights, last_order_weights
+from recsys.pipeline.backfill import Backfill
+from recsys.pipeline.diversity import MMR, DiversitySettings
+from recsys.pipeline.hydration import Hydration, UserStore
+from recsys.pipeline.ranking import Ranking
+from recsys.pipeline.recommender import Recommender
+from recsys.pipeline.retrieval import Retrieval, RetrievalSettings
+from recsys.pipeline.rules import Rule, Rules
+from recsys.pipeline.scenes import PerSettings, Scene
+from recsys.pipeline.seams import Source
+from recsys.pipeline.sources import HistorySource, PopularitySource, Shard, TableSource, TwoTowerSource
+from recsys.types import Histories, RequestBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    scenes: Mapping[str, Scene] = field(
+        default_factory=lambda: {
+            "home": Scene(hide_consumed=False, ranker="home"),
+            "discover": Scene(hide_consumed=True, ranker="discover"),
+        }
+    )
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    diversity: DiversitySettings = field(default_factory=DiversitySettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a release is made of. Row r of `items` is item row r of everything."""
+
+    items: pl.DataFrame  # the item contract, and `category` (its primary one), by row [V]
+    snapshot: Snapshot
+    rankers: Mapping[str, Ranker]
+    rules: tuple[Rule, ...]
+    experiments: Experiments
+    settings: PipelineSettings
+
+    def __post_init__(self) -> None:
+        if len(self.items) != len(self.snapshot):
+            raise ReleaseError(f"the release has {len(self.items)} items, its models {len(self.snapshot)}")
+        for name, scene in self.settings.scenes.items():
+            if self.rankers and scene.ranker not in self.rankers:
+                raise ReleaseError(
+                    f"scene {name!r} wants ranker {scene.ranker!r}: there are {', '.join(self.rankers)}"
+                )
+
+
+def sources(snapshot: Snapshot, shards: Sequence[Shard], settings: RetrievalSettings) -> list[Source]:
+    k = settings.candidates
+    return [
+        TwoTowerSource(snapshot.encoder, snapshot.vectors, shards, k["two_tower"]),
+        TableSource("ease", snapshot.ease, _even, k["ease"]),
+        TableSource("ease_decayed", snapshot.ease, partial(_decayed, settings.history), k["ease_decayed"]),
+        TableSource("basket", snapshot.basket, _newest_order, k["basket"]),
+        HistorySource(len(snapshot), settings.history.history_half_life_days, k["history"]),
+        PopularitySource(snapshot.popularity, k["popularity"]),
+    ]
+
+
+def recommender(parts: Parts, *, users: UserStore, shards: Sequence[Shard]) -> Recommender:
+    """The request path of `parts`, all in this process but for `users` and `shards`."""
+    rules = Rules(parts.items, parts.rules)
+    return Recommender(
+        experiments=parts.experiments,
+        hydration=Hydration(users, parts.settings.scenes, parts.snapshot.category),
+        retrieval=Retrieval(
+            sources(parts.snapshot, shards, parts.settings.retrieval), parts.settings.retrieval
+        ),
+        ranking=PerSettings(partial(_ranker_of, parts), partial(_ranking_of, parts)),
+        rules=rules,
+        diversity=PerSettings(partial(_diversity_of, parts), partial(_mmr_of, parts)),
+        backfill=Backfill(_most_popular_first(parts.snapshot.popularity), rules),
+    )
+
+
+def _even(histories: Histories, now: np.ndarray) -> np.ndarray:
+    return even_weights(histories)
+
+
+def _decayed(weights: HistoryWeights, histories: Histories, now: np.ndarray) -> np.ndarray:
+    return decay_weights(histories, now=now, half_life_days=weights.ease_decayed_half_life_days)
+
+
+def _newest_order(histories: Histories, now: np.ndarray) -> np.ndarray:
+    return last_order_weights(histories)
+
+
+def _ranker_of(parts: Parts, batch: RequestBatch, request: int) -> str:
+    return parts.settings.scenes[batch.scene[request]].ranker
+
+
+def _ranking_of(parts: Parts, ranker: str) -> Ranking:
+    return Ranking(parts.rankers[ranker], parts.snapshot.item_features, parts.snapshot.category)
+
+
+def _diversity_of(parts: Parts, batch: RequestBatch, request: int) -> DiversitySettings:
+    arms = {layer: of[request] for layer, of in batch.arms.items()}
+    return replace(parts.settings.diversity, **parts.experiments.overrides(arms, "diversity"))
+
+
+def _mmr_of(parts: Parts, settings: DiversitySettings) -> MMR:
+    return MMR(settings, parts.snapshot.vectors, parts.snapshot.category)
+
+
+def _most_popular_first(popularity: np.ndarray) -> np.ndarray:
+    return np.lexsort((np.arange(len(popularity)), -popularity)).astype(np.int32)

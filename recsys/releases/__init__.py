@@ -1,0 +1,1 @@
+"""Releases: one immutable, versioned unit of everything that is served together."""

@@ -1,0 +1,197 @@
+"""The whole typed configuration: one YAML file, environment overrides, unknown key = error.
+
+Each part is a frozen dataclass beside the code that it configures; this file only assembles the
+tree and reads it. `RECSYS__ONLINE_STORE__URL=redis://...` overrides `online_store.url`; values are
+YAML. Entry points load settings and hand each part to the library, which never reads them itself.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from recsys.errors import SettingsError
+from recsys.events.validation import ValidationSettings
+from recsys.experiments.assignment import Experiments
+from recsys.index.shard import IndexSettings
+from recsys.models.ranker import RankerSettings
+from recsys.pipeline.rules import Rule
+from recsys.pipeline.wiring import PipelineSettings
+from recsys.training.snapshot import TableSettings
+from recsys.training.two_tower import TwoTowerTraining
+
+ENVIRONMENT = "RECSYS__"
+
+
+@dataclass(frozen=True, slots=True)
+class Ray:
+    address: str | None = None  # null = a local cluster, started and stopped by the command
+    object_store_mb: int = 512  # of a local cluster
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineStore:
+    url: str | None = None  # redis://...; null = a Redis is started in the work directory
+    time_to_live_days: float = 0.0  # of a user's record; 0 = for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Bus:
+    url: str | None = None  # redis://...; null = the online store's server
+    partitions: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    uri: str | None = None  # of an MLflow server or database; null = SQLite in the work directory
+    model: str = "recsys"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    workers: int = 2  # data-parallel workers of Ray Train
+    slices: int = 2  # windows before the last one from which the rankers learn
+    window_days: int = 28  # length of a window; the last one is held out for evaluation
+    event_types: tuple[str, ...] = ("purchase", "rating")  # events that count as consumption
+    two_tower: TwoTowerTraining = field(default_factory=TwoTowerTraining)
+    tables: TableSettings = field(default_factory=TableSettings)
+    rankers: Mapping[str, RankerSettings] = field(
+        default_factory=lambda: {"home": RankerSettings(), "discover": RankerSettings()}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_n: int = 100  # items that one request may ask for
+    default_n: int = 20
+    clock: int | None = None  # epoch seconds at which time stands still, for replays; null = now
+    batch: int = 64  # requests that cross the path together
+    batch_wait_ms: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    workdir: str = "work"
+    seed: int = 1
+    ray: Ray = field(default_factory=Ray)
+    online_store: OnlineStore = field(default_factory=OnlineStore)
+    bus: Bus = field(default_factory=Bus)
+    registry: Registry = field(default_factory=Registry)
+    events: ValidationSettings = field(default_factory=ValidationSettings)
+    training: Training = field(default_factory=Training)
+    index: IndexSettings = field(default_factory=IndexSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    rules: str | None = None  # a rules file; null = configs/rules/default.yaml
+    experiments: str | None = None  # an experiments file; null = configs/experiments/default.yaml
+    serving: Serving = field(default_factory=Serving)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.workdir)
+
+
+def load_settings(
+    path: str | Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings of `path` (None = defaults), then of the environment, then of `overrides` ("a.b" -> value).
+
+    Raises SettingsError naming the file or variable, and the key.
+    """
+    tree = read_yaml(path) if path is not None else {}
+    _check(tree, Settings, str(path))
+    environment = os.environ if environment is None else environment
+    for name, text in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT):
+            keys = name[len(ENVIRONMENT) :].lower().split("__")
+            _set(tree, keys, _yaml(text, name), name)
+    for key, value in (overrides or {}).items():
+        _set(tree, key.split("."), value, "command line")
+    return parse(Settings, tree, str(path or "settings"))
+
+
+def load_rules(path: str | Path) -> tuple[Rule, ...]:
+    """The rules file: a list `rules` of `name` and `remove`."""
+    tree = read_yaml(path)
+    if unknown := set(tree) - {"rules"}:
+        raise SettingsError(f"{path}: unknown key {sorted(unknown)[0]!r}: there is 'rules'")
+    return parse(tuple[Rule, ...], tree.get("rules") or [], str(path))
+
+
+def load_experiments(path: str | Path) -> Experiments:
+    return parse(Experiments, read_yaml(path) or {"layers": {}}, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} must be a mapping of keys, it is a {type(tree).__name__}")
+    return tree
+
+
+def parse(kind: Any, tree: Any, where: str) -> Any:
+    """`tree` as a value of `kind`; SettingsError names `where` and the key."""
+    _check(tree, kind, where)
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from error
+
+
+def _check(tree: Any, kind: Any, where: str) -> None:
+    """Raise SettingsError for the first key of `tree` that `kind` has no place for."""
+    for path, known in _unknown(tree, kind, ()):
+        raise SettingsError(f"{where}: unknown key {'.'.join(path)!r}; keys here: {', '.join(known)}")
+
+
+def _unknown(tree: Any, kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        kind = next((k for k in arguments if is_dataclass(k)), None)
+    if is_dataclass(kind) and isinstance(tree, Mapping):
+        hints = get_type_hints(kind)
+        names = [f.name for f in fields(kind) if f.init]
+        for key, value in tree.items():
+            if key not in names:
+                yield (*path, str(key)), names
+            else:
+                yield from _unknown(value, hints[key], (*path, key))
+    elif isinstance(tree, Mapping) and len(arguments) == 2:
+        for key, value in tree.items():
+            yield from _unknown(value, arguments[1], (*path, str(key)))
+    elif isinstance(tree, list | tuple) and arguments:
+        for number, value in enumerate(tree):
+            yield from _unknown(value, arguments[0], (*path, str(number)))
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{where}: {key!r} holds a value, not further keys")
+    tree[keys[-1]] = value
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where}={text!r} is not YAML") from error

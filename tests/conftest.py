@@ -1,0 +1,34 @@
+"""Servers that tests share: a real Redis and a local Ray, started once and stopped at the end."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from recsys.events.redis_server import connect, start_redis
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str):
+    """A client of an empty Redis."""
+    client = connect(redis_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    from deployments.server import prepare
+
+    prepare()  # so that Serve can run on it too
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
+    yield
+    ray.shutdown()

