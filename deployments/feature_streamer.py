@@ -20,7 +20,6 @@ from recsys.events.redis_server import connect
 from recsys.features.online import OnlineStore
 from recsys.features.streaming import follow
 from recsys.releases.manifest import open_release
-from recsys.types import Histories
 
 PAUSE_S = 0.5  # before the next try while Redis is away
 
@@ -42,7 +41,6 @@ class FeatureStreamer:
         self.online_store_url, self.bus_url, self.partitions = online_store_url, bus_url, partitions
         self.event_types, self.time_to_live_s = event_types, time_to_live_s
         opened = open_release(release)
-        self.release_id = opened.manifest.id
         ids = pl.read_parquet(opened.path("items.parquet"), columns=["item_id"])["item_id"]
         self.rows = {item_id: row for row, item_id in enumerate(ids)}
         self.metrics = StreamerMetrics()
@@ -61,14 +59,8 @@ class FeatureStreamer:
     def _follow(self) -> None:
         follow(
             RedisStreamsBus(connect(self.bus_url), partitions=self.partitions),
-            OnlineStore(
-                connect(self.online_store_url),
-                namespace=self.release_id,
-                features=0,
-                time_to_live=self.time_to_live_s,
-            ),
+            OnlineStore(connect(self.online_store_url), time_to_live=self.time_to_live_s),
             partitions=range(self.partitions),
-            user_features=_no_features,
             rows_of=lambda ids: np.array([self.rows.get(i, -1) for i in ids.to_pylist()], np.int32),
             stop=self.stopping.is_set,
             event_types=self.event_types,
@@ -83,8 +75,3 @@ class FeatureStreamer:
 
     def __del__(self) -> None:
         self.stopping.set()
-
-
-def _no_features(histories: Histories, now: np.ndarray) -> np.ndarray:
-    """Features are computed from the history when a request comes (`recsys.pipeline.hydration`)."""
-    return np.zeros((len(histories), 0), np.float32)

@@ -106,9 +106,7 @@ class Gateway:
         parts = load_parts(opened)
         self.manifest, self.scenes = opened.manifest, parts.settings.scenes
         self.options = options
-        self.users = OnlineUsers(
-            options.online_store_url, self.manifest.id, options.time_to_live_s, options.clock
-        )
+        self.users = OnlineUsers(options.online_store_url, options.time_to_live_s, options.clock)
         index = shards_of(opened, shards)
         self.recommender = placed(
             parts, users=self.users, shards=index, steps=steps, timeout_s=options.step_timeout_s

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recsys.errors import DataError, RecsysError, RequestError, RuleError, UnavailableError
+from recsys.errors import RecsysError, RequestError, RuleError, UnavailableError
 
 RETRY_AFTER_S = "1"
 
@@ -33,7 +33,6 @@ STATUS: dict[type[RecsysError], int] = {
     UnknownItemError: 404,
     MalformedError: 400,
     RequestError: 422,
-    DataError: 422,
     UnavailableError: 503,
     RuleError: 503,
 }

@@ -1,4 +1,4 @@
-"""The online store of a release as the request path reads it: connected when first asked.
+"""The online store as the request path reads it: connected when first asked.
 
 A replica must start while Redis is away (scenes that hide nothing can be answered without it), and
 must find it again when it is back.
@@ -17,7 +17,6 @@ TIMEOUT_S = 0.5  # of an answer of Redis; the client tries twice
 @dataclass(slots=True)
 class OnlineUsers:
     url: str
-    release_id: str
     time_to_live_s: int = 0  # 0 = for ever
     clock: int | None = None  # epoch seconds; None = now
     _store: OnlineStore | None = field(default=None, repr=False)
@@ -27,10 +26,7 @@ class OnlineUsers:
         """Raises UnavailableError."""
         if self._store is None:
             self._store = OnlineStore(
-                connect(self.url, timeout_s=TIMEOUT_S),
-                namespace=self.release_id,
-                features=0,
-                time_to_live=self.time_to_live_s,
+                connect(self.url, timeout_s=TIMEOUT_S), time_to_live=self.time_to_live_s
             )
         return self._store
 

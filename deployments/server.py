@@ -5,6 +5,7 @@ Ray starts: `prepare` does that, and a program that starts Ray earlier for other
 Stopping ends only what was started here: a Ray, a Serve or a Redis that was there before goes on.
 """
 
+import http.client
 import logging
 import os
 import random
@@ -105,6 +106,8 @@ def start(
         server.release = deploy_release(
             deploy, settings=settings, release=release, wait_s=wait_s, progress=progress
         )
+        if local:
+            _settle(host, port)
         return server
     except BaseException:
         ends.close()
@@ -249,6 +252,26 @@ def _wait(serve: Any, wait_s: float, progress: Progress) -> None:
     raise UnavailableError(
         f"the service was not ready within {wait_s:g} s ({told}): see /tmp/ray/session_latest/logs/serve"
     )
+
+
+def _settle(host: str, port: int, *, polls: int = 6, wait_s: float = 10.0) -> None:
+    """Returns when one connection lived through `polls` requests: HAProxy reloads as replicas join, and
+    closes the connections that it had before."""
+    deadline = time.monotonic() + wait_s
+    connection, answered = http.client.HTTPConnection(host, port, timeout=5), 0
+    while answered < polls and time.monotonic() < deadline:
+        try:
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            answer.read()
+            answered = answered + 1 if answer.status == 200 else 0
+            if answer.will_close:
+                answered = 0
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            answered = 0
+        time.sleep(POLL_S)
+    connection.close()
 
 
 def _haproxy_works() -> bool:

@@ -51,7 +51,7 @@ class Stage:
         opened = open_release(release)
         path = recommender(
             load_parts(opened),
-            users=OnlineUsers("", opened.manifest.id),  # hydration is never asked here
+            users=OnlineUsers(""),  # hydration is never asked here
             shards=shards_of(opened, shards) if step == "retrieval" else [],
         )
         self.step = getattr(path, step)

@@ -1,19 +1,19 @@
 """The work directory: where each job leaves its results and the next one finds them.
 
-    data/        events.parquet, items.parquet as a reader gave them       (ingest)
-    events/      the Delta table, and beside it the rejected events        (ingest)
-    catalog.parquet                                                        (ingest)
-    models/<moment>/*.npz    a snapshot of all retrieval models            (train_retrieval)
-    rankers/<scene>.ubj                                                    (train_ranker)
-    evaluation/  report.json, slates.json, evaluation.png                  (evaluate)
-    artifacts/, mlflow.db    releases and their registry                   (build_release)
-    redis/, steps/           the embedded server; what is already done
+data/        events.parquet, items.parquet as a reader gave them       (ingest)
+events/      the Delta table, and beside it the rejected events        (ingest)
+catalog.parquet                                                        (ingest)
+models/<moment>/*.npz    a snapshot of all retrieval models            (train_retrieval)
+rankers/<scene>.ubj                                                    (train_ranker)
+evaluation/  report.json, slates.json, evaluation.png                  (evaluate)
+artifacts/, mlflow.db    releases and their registry                   (build_release)
+redis/, steps/           the embedded server; what is already done
 """
 
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -152,7 +152,3 @@ def write_atomically(path: Path, content: bytes) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content)
     os.replace(draft, path)
-
-
-def in_workdir(settings: Settings, folder: Path) -> Settings:
-    return replace(settings, workdir=str(folder))

@@ -55,7 +55,7 @@ class Registry:
 @dataclass(frozen=True, slots=True)
 class Training:
     workers: int = 2  # data-parallel workers of Ray Train
-    slices: int = 2  # windows before the last one from which the rankers learn
+    slices: int = 4  # windows before the last one from which the rankers learn
     window_days: int = 28  # length of a window; the last one is held out for evaluation
     event_types: tuple[str, ...] = ("purchase", "rating")  # events that count as consumption
     two_tower: TwoTowerTraining = field(default_factory=TwoTowerTraining)

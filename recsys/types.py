@@ -100,9 +100,7 @@ class Histories:
     def concatenate(cls, parts: Sequence["Histories"]) -> "Histories":
         """All users of `parts`, in order."""
         counts = np.concatenate([p.counts for p in parts])
-        return cls(
-            offsets_of(counts), *(np.concatenate([getattr(p, c) for p in parts]) for c in cls.COLUMNS)
-        )
+        return cls(offsets_of(counts), *(np.concatenate([getattr(p, c) for p in parts]) for c in cls.COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +251,7 @@ class Candidates:
             np.concatenate([p.source for p in parts]),
             np.concatenate([p.removed_by for p in parts]),
             {
-                name: np.concatenate(
-                    [p.scores.get(name, np.full(len(p), np.nan, np.float32)) for p in parts]
-                )
+                name: np.concatenate([p.scores.get(name, np.full(len(p), np.nan, np.float32)) for p in parts])
                 for name in names
             },
             {

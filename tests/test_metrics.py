@@ -58,9 +58,7 @@ def test_coverage_counts_items_once_and_no_padding():
 def test_category_diversity_counts_unknown_categories_apart():
     category = np.array([7, 7, -1, -1])
     ranked = np.array([[0, 1, -1, -1], [2, 3, -1, -1], [0, 2, 1, 3], [-1, -1, -1, -1]])
-    np.testing.assert_allclose(
-        category_diversity_at(ranked, category, 4), [1 / 2, 1, 3 / 4, np.nan]
-    )
+    np.testing.assert_allclose(category_diversity_at(ranked, category, 4), [1 / 2, 1, 3 / 4, np.nan])
 
 
 def test_bootstrap_covers_the_mean_nine_times_in_ten():

@@ -12,6 +12,7 @@ import polars as pl
 
 from recsys.experiments.assignment import Arm, Experiment, Experiments, Layer
 from recsys.features.text import hash_tokens
+from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
 from recsys.models.ranker import Ranker, RankerSettings
 from recsys.models.two_tower import TwoTowerSettings
 from recsys.pipeline.diversity import DiversitySettings
@@ -19,7 +20,6 @@ from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import Parts, PipelineSettings, recommender
-from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
 from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
 from recsys.training.snapshot import TableSettings, fit_snapshot
 from recsys.training.two_tower import TwoTowerTraining, train_two_tower

@@ -1,0 +1,45 @@
+"""The `recsys` command: one file for each group of commands. Heavy imports happen inside commands.
+
+An error that recsys raises on purpose is one line on standard error and exit code 2; `--debug` before
+the command shows the traceback instead. Anything else is a bug and keeps its traceback.
+"""
+
+import sys
+
+import typer
+
+from recsys.cli import data, demo, doctor, look, releases, service
+from recsys.errors import RecsysError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="recsys: a recommender platform on Ray, from raw events to the slate a user sees.",
+)
+DEBUG = {"on": False}
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, help="Show tracebacks of errors.")) -> None:
+    DEBUG["on"] = debug
+
+
+app.command("demo")(demo.demo)
+app.command("ingest")(data.ingest)
+app.command("recommend")(look.recommend)
+app.command("similar")(look.similar)
+app.command("serve")(service.serve)
+app.command("doctor")(doctor.doctor)
+app.command("settings")(doctor.settings)
+app.add_typer(releases.app, name="releases")
+
+
+def main() -> None:
+    try:
+        app()
+    except RecsysError as error:
+        if DEBUG["on"]:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,10 +1,11 @@
 """Which public data sets recsys reads by name. One's own files are `mapped`'s business."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from recsys.datasets.movielens import read_movielens_100k, read_movielens_latest_small
-from recsys.datasets.online_retail import read_online_retail
+from recsys.datasets.online_retail import SHIPPED, read_online_retail
 from recsys.datasets.tables import Dataset
 from recsys.errors import DataError
 
@@ -27,3 +28,14 @@ def read_dataset(name: str, path: str | Path | None = None) -> Dataset:
             f"{name} is not shipped with recsys (its license forbids it); give the path of its folder"
         )
     return DATASETS[name](path)
+
+
+def fingerprint(name: str, path: str | Path | None = None) -> str:
+    """Hash of the files that `read_dataset` would read: the same again means that nothing changed."""
+    place = Path(path) if path is not None else SHIPPED
+    digest = hashlib.sha256(name.encode())
+    for file in sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place]:
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -75,7 +75,7 @@ def start_redis(folder: str | Path, *, wait_s: float = 10.0) -> RedisServer:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two starters of one folder must not both start
         if running := _running(folder):
             return running
-        binary = _binary()
+        binary = find_binary()
         _check_version(binary, folder)
         for _ in range(5):  # another process may take the port between the check and the start
             if server := _start(binary, folder, _free_port(), wait_s):
@@ -123,7 +123,7 @@ def url_of(client: redis.Redis) -> str:
     )
 
 
-def _binary() -> str:
+def find_binary() -> str:
     if found := shutil.which("redis-server"):
         return found
     try:

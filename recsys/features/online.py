@@ -1,4 +1,8 @@
-"""The online store: a user's history and feature vector as one packed struct under one Redis key.
+"""The online store: a user's history as one packed struct under one Redis key.
+
+Features are not stored: `views.user_features` computes them from the history at the moment of the
+request, since a vector of the last event would call everybody "active 0 days ago". Item rows are the
+catalog's, the same for every release, so releases share the store and a rollback forgets nothing.
 
 A batch of users is one MGET, joined and viewed as arrays: no loop over users or fields parses anything.
 A value older than its time to live is missing, not stale, by the `now` of the request. Only the newest
@@ -6,8 +10,7 @@ A value older than its time to live is missing, not stale, by the `now` of the r
 its followers start; while they run, each partition has exactly one writer, and `change` lets it
 write users and its offset in one transaction that is tried again if anyone else touched them.
 
-Struct, little endian: header (32 bytes) | time, order int64 [n] | item int32, quantity, value float32 [n]
-| features float32 [F].
+Struct, little endian: header (32 bytes) | time, order int64 [n] | item int32, quantity, value float32 [n].
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +29,12 @@ VERSION = 1
 HEADER = np.dtype(
     [
         ("version", "<u2"),
-        ("features", "<u2"),
+        ("unused", "<u2"),
         ("events", "<u4"),
         ("birth_year", "<i4"),
-        ("unused", "<i4"),
+        ("unused2", "<i4"),
         ("as_of", "<i8"),
-        ("unused2", "<i8"),
+        ("unused3", "<i8"),
     ]
 )
 _WORDS = HEADER.itemsize // 4  # the struct is read as 4-byte words
@@ -47,10 +50,9 @@ _CHUNK = 1000  # users of one pipeline
 
 @dataclass(frozen=True, slots=True)
 class OnlineUsers:
-    """B users as the store knows them; an unknown user has no events, zero features and as_of 0."""
+    """B users as the store knows them; an unknown user has no events and as_of 0."""
 
     histories: Histories
-    features: np.ndarray  # float32 [B, F]
     birth_year: np.ndarray  # int32 [B], 0 = not known
     as_of: np.ndarray  # int64 [B] epoch seconds of the last update
     known: np.ndarray  # bool [B]
@@ -60,19 +62,17 @@ Update = Callable[[OnlineUsers, int], tuple[OnlineUsers, int] | None]
 
 
 class OnlineStore:
-    """Users of one namespace (a release) in Redis."""
+    """Users of one namespace in Redis."""
 
     def __init__(
         self,
         client: redis.Redis,
         *,
-        namespace: str,
-        features: int,
+        namespace: str = "main",
         time_to_live: int = 0,
         max_history: int = MAX_HISTORY,
     ) -> None:
-        """`features`: F; `time_to_live`: seconds, 0 = for ever."""
-        self.features = features
+        """`time_to_live`: seconds, 0 = for ever."""
         self.time_to_live = time_to_live
         self.max_history = max_history
         self._redis = client
@@ -90,12 +90,11 @@ class OnlineStore:
         user_ids: Sequence[str],
         *,
         histories: Histories,
-        features: np.ndarray,
         as_of: int | np.ndarray,
         birth_year: np.ndarray | None = None,
     ) -> None:
         """Writes B users. A failure midway leaves some written: put them again."""
-        packed = self._pack(histories, features, as_of, birth_year)
+        packed = self._pack(histories, as_of, birth_year)
         keys = self._keys(user_ids)
         with redis_errors(url_of(self._redis)):
             for start in range(0, len(keys), _CHUNK):
@@ -110,6 +109,11 @@ class OnlineStore:
         """The offset after the last event of the partition that this namespace holds; 0 = none."""
         with redis_errors(url_of(self._redis)):
             return int(self._redis.get(self._offset_key(topic, partition)) or 0)
+
+    def is_filled(self, topic: str) -> bool:
+        """Whether users were `put` and the topic's first offset was set: the store can be followed."""
+        with redis_errors(url_of(self._redis)):
+            return bool(self._redis.exists(self._offset_key(topic, 0)))
 
     def start_at(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Says that what was `put` already holds everything before these offsets (a new namespace)."""
@@ -135,7 +139,7 @@ class OnlineStore:
                         pipeline.unwatch()
                         return int(offset or 0)
                     users, new_offset = changed
-                    packed = self._pack(users.histories, users.features, users.as_of, users.birth_year)
+                    packed = self._pack(users.histories, users.as_of, users.birth_year)
                     pipeline.multi()
                     for row in np.flatnonzero(users.known):
                         self._set(pipeline, keys[row], packed[row])
@@ -158,34 +162,26 @@ class OnlineStore:
     def _pack(
         self,
         histories: Histories,
-        features: np.ndarray,
         as_of: int | np.ndarray,
         birth_year: np.ndarray | None,
     ) -> list[bytes]:
         """One struct for each user."""
-        if features.shape != (len(histories), self.features):
-            raise DataError(
-                f"features are {features.shape}, not {(len(histories), self.features)}; materialize this view"
-            )
         counts = np.minimum(histories.counts, self.max_history)
         ends = histories.offsets[1:]
         header = np.zeros(len(histories), HEADER)
-        header["version"], header["features"], header["events"] = VERSION, self.features, counts
+        header["version"], header["events"] = VERSION, counts
         header["as_of"] = as_of
         header["birth_year"] = 0 if birth_year is None else birth_year
         columns = [getattr(histories, name).astype(kind, copy=False) for name, _, kind in _LAYOUT]
-        vectors = features.astype("<f4")
         packed = []
         for u in range(len(histories)):
             newest = slice(ends[u] - counts[u], ends[u])
-            parts = [header[u].tobytes(), *(c[newest].tobytes() for c in columns), vectors[u].tobytes()]
-            packed.append(b"".join(parts))
+            packed.append(b"".join([header[u].tobytes(), *(c[newest].tobytes() for c in columns)]))
         return packed
 
     def _foreign(self) -> DataError:
         return DataError(
-            f"{self._prefix} in {url_of(self._redis)} holds users of another format "
-            f"or not of {self.features} features; materialize this namespace again"
+            f"{self._prefix} in {url_of(self._redis)} holds users of another format; materialize it again"
         )
 
     def _unpack(self, blobs: Sequence[Any], now: int | None) -> OnlineUsers:
@@ -200,13 +196,8 @@ class OnlineStore:
         starts = np.cumsum(lengths) - lengths
         present = np.flatnonzero(lengths)
         heads = words[(starts[present, None] + np.arange(_WORDS)).ravel()].view(HEADER)
-        expected = _WORDS + 7 * heads["events"].astype(np.int64) + heads["features"]
-        wrong = (
-            (heads["version"] != VERSION)
-            | (heads["features"] != self.features)
-            | (expected != lengths[present])
-        )
-        if wrong.any():
+        expected = _WORDS + 7 * heads["events"].astype(np.int64)
+        if ((heads["version"] != VERSION) | (expected != lengths[present])).any():
             raise self._foreign()
         if now is not None and self.time_to_live:
             fresh = heads["as_of"] + self.time_to_live > now
@@ -218,11 +209,9 @@ class OnlineStore:
         for name, width, kind in _LAYOUT:
             columns[name] = words[ragged_index(place, counts * width)].view(kind)
             place = place + counts * width
-        features = np.zeros((users, self.features), np.float32)
-        features[present] = words[place[present, None] + np.arange(self.features)].view("<f4")
         birth_year, as_of = np.zeros(users, np.int32), np.zeros(users, np.int64)
         birth_year[present], as_of[present] = heads["birth_year"], heads["as_of"]
         known = np.zeros(users, bool)
         known[present] = True
         histories = Histories(offsets_of(counts), *(columns[c] for c in Histories.COLUMNS))
-        return OnlineUsers(histories, features, birth_year, as_of, known)
+        return OnlineUsers(histories, birth_year, as_of, known)

@@ -2,8 +2,7 @@
 
 The offset that a partition was applied to lives in the same Redis transaction as the users it changed:
 a restart applies nothing twice and loses nothing. A history holds the events of `event_types` (what
-counts as consumed), sorted by time; a late event finds its place. The feature vector is computed from
-the new history by the function that materialization uses. No Ray here: an actor calls `follow`.
+counts as consumed), sorted by time; a late event finds its place. No Ray here: an actor calls `follow`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +20,6 @@ from recsys.types import Histories, offsets_of
 
 EVENT_TYPES = ("purchase", "rating")
 
-# (histories of B users, now int64 [B], later than every event) -> float32 [B, F]
-UserFeatures = Callable[[Histories, np.ndarray], np.ndarray]
 RowsOf = Callable[[pa.Array], np.ndarray]  # item ids [N] -> rows int32 [N], -1 = unknown
 
 
@@ -42,11 +39,10 @@ def apply_events(
     records: Records,
     *,
     topic: str,
-    user_features: UserFeatures,
     rows_of: RowsOf,
     event_types: Sequence[str] = EVENT_TYPES,
 ) -> Applied:
-    """Appends the records to their users' histories, recomputes features, writes both and the offset.
+    """Appends the records to their users' histories and writes them together with the offset.
 
     Raises DataError if records before these were never applied: read from `store.applied_offset`.
     """
@@ -88,11 +84,10 @@ def apply_events(
         appended = {name: column[taken] for name, column in columns.items()}
         histories = _newest(_merged(users.histories, user[taken], appended), store.max_history)
         as_of = users.as_of.copy()
-        # Features are those of the moment after the newest event, whichever clock ran ahead.
+        # The moment after the newest event, whichever clock ran ahead.
         latest = np.maximum(records.append_time_ms[taken] // 1000, columns["time"][taken]) + 1
         np.maximum.at(as_of, user[taken], latest)
-        features = np.asarray(user_features(histories, as_of), np.float32)
-        changed = replace(users, histories=histories, features=features, as_of=as_of, known=touched)
+        changed = replace(users, histories=histories, as_of=as_of, known=touched)
         return changed, int(records.offsets[-1]) + 1
 
     store.change(user_ids.tolist(), topic=topic, partition=records.partition, update=update)
@@ -104,7 +99,6 @@ def follow(
     store: OnlineStore,
     *,
     partitions: Sequence[int],
-    user_features: UserFeatures,
     rows_of: RowsOf,
     stop: Callable[[], bool],
     event_types: Sequence[str] = EVENT_TYPES,
@@ -122,7 +116,6 @@ def follow(
                 store,
                 records,
                 topic=bus.topic,
-                user_features=user_features,
                 rows_of=rows_of,
                 event_types=event_types,
             )

@@ -30,9 +30,7 @@ def build_shards(vectors: np.ndarray, *, settings: IndexSettings) -> list[bytes]
     built = []
     for number in range(settings.shards):
         rows = np.flatnonzero(shard == number).astype(np.int64)
-        index = faiss.index_factory(
-            vectors.shape[1], f"IDMap,{settings.factory}", faiss.METRIC_INNER_PRODUCT
-        )
+        index = faiss.index_factory(vectors.shape[1], f"IDMap,{settings.factory}", faiss.METRIC_INNER_PRODUCT)
         part = np.ascontiguousarray(vectors[rows], np.float32)
         if not index.is_trained:
             index.train(part)
@@ -82,3 +80,9 @@ class LocalShard:
 
     async def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self.shard.search(queries, k)
+
+
+def build_local_shards(vectors: np.ndarray, *, settings: IndexSettings) -> list[LocalShard]:
+    """The shards of `vectors`, in this process."""
+    built = build_shards(vectors, settings=settings)
+    return [LocalShard(str(n), IndexShard.from_bytes(content)) for n, content in enumerate(built)]

@@ -81,8 +81,8 @@ def ease(interactions: Interactions, *, settings: EaseSettings) -> ItemTable:
 
     X [U, V] says who bought what, ever. Memory 3 V^2 float32, time V^3: for catalogs to some 20,000
     items; rows that nobody bought get no neighbors. Each item keeps its `neighbors` weights of
-    largest magnitude (negative ones too): of V = 3,555, k = 200 costs 2 % of recall@100 of all items
-    and nothing of new ones, k = 100 costs 5 %.
+    largest magnitude (negative ones too): of V = 3,555, k = 200 costs 3 % of recall@100 of all items
+    and nothing of new ones, k = 100 costs 6 %.
     """
     log = interactions.histories
     bought = history_matrix(

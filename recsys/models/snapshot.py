@@ -57,5 +57,3 @@ class Snapshot:
             item_features=items["features"],
             category=items["category"],
         )
-
-

@@ -48,7 +48,7 @@ class Backfill:
             score=nothing,
             source=np.full(len(item), Sources.BACKFILL, np.uint32),
             removed_by=np.zeros(len(item), np.uint8),
-            scores={name: nothing for name in candidates.scores},
+            scores=dict.fromkeys(candidates.scores, nothing),
             proposed={NAME: counts.astype(np.int32)},
         )
 

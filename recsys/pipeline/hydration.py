@@ -65,9 +65,7 @@ class Hydration:
         )
 
 
-def _hidden(
-    histories: Histories, request: int, hide_consumed: bool, exclude: tuple[int, ...]
-) -> np.ndarray:
+def _hidden(histories: Histories, request: int, hide_consumed: bool, exclude: tuple[int, ...]) -> np.ndarray:
     """Rows that must not be shown to this request, int32, sorted, each once."""
     own = histories.item[histories.offsets[request] : histories.offsets[request + 1]]
     return np.union1d(own if hide_consumed else own[:0], exclude).astype(np.int32)

@@ -12,6 +12,7 @@ import numpy as np
 
 from recsys.features.cross import cross_features
 from recsys.features.histories import histories_at
+from recsys.models.ranker import RankingRows
 from recsys.pipeline.hydration import Users
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.trace import Answer
@@ -67,15 +68,6 @@ def replay(
         progress(min(start + BLOCK, len(user_ids)))
 
 
-@dataclass(frozen=True, slots=True)
-class LabeledCandidates:
-    """Cross features and labels; the candidates of request r are rows offsets[r]:offsets[r + 1]."""
-
-    offsets: np.ndarray  # int32 [B + 1]
-    features: np.ndarray  # float32 [N, F]
-    label: np.ndarray  # float32 [N] 1 = consumed in the window
-
-
 def label_candidates(
     recommender: Recommender,
     relevant: dict[str, np.ndarray],  # user id -> item rows consumed in the window
@@ -86,7 +78,7 @@ def label_candidates(
     category: np.ndarray,
     keep: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (offsets, label) -> rows to keep
     progress: Callable[[int], None] = lambda done: None,
-) -> Iterator[LabeledCandidates]:
+) -> Iterator[RankingRows]:
     """What retrieval proposes to these users at `now`, less what the rules remove, labeled with what
     they consumed next; a block at a time. Features are of all candidates of the request, as in serving."""
     user_ids = list(relevant)
@@ -106,13 +98,11 @@ def label_candidates(
         kept = keep(offsets_of(counts), label[alive])
         rows = alive[kept]
         counts = np.bincount(candidates.request[rows], minlength=len(block))
-        yield LabeledCandidates(offsets_of(counts), features[rows], label[rows])
+        yield RankingRows(offsets_of(counts), features[rows], label[rows])
         progress(min(start + BLOCK, len(user_ids)))
 
 
-async def _candidates(
-    recommender: Recommender, batch: RequestBatch
-) -> tuple[RequestBatch, Candidates]:
+async def _candidates(recommender: Recommender, batch: RequestBatch) -> tuple[RequestBatch, Candidates]:
     batch = await recommender.hydration(batch)
     candidates = await recommender.retrieval(batch)
     rules = recommender.rules

@@ -21,7 +21,5 @@ class Ranking:
     category: np.ndarray  # int32 [V]
 
     def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates:
-        features = cross_features(
-            batch, candidates, item_features=self.item_features, category=self.category
-        )
+        features = cross_features(batch, candidates, item_features=self.item_features, category=self.category)
         return replace(candidates, score=self.ranker.score(features))

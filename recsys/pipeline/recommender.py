@@ -14,7 +14,7 @@ import numpy as np
 from recsys.errors import UnavailableError
 from recsys.pipeline.seams import Hydrator, RequestStep, Stage
 from recsys.pipeline.trace import Answer, Trace
-from recsys.types import Candidates, RequestBatch, Removal, Slate, SlateItem, Sources, order_by_score
+from recsys.types import Candidates, Removal, RequestBatch, Slate, SlateItem, Sources, order_by_score
 
 # Named score: 0-based place in the slate; NaN = not in it.
 POSITION = "position"

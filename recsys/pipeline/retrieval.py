@@ -78,7 +78,9 @@ def merge(retrieved: Mapping[str, Retrieved], *, requests: int, weights: Mapping
     pairs = pairs[order]
     pair = pairs >> 8
     first = np.flatnonzero(np.concatenate(([True], pair[1:] != pair[:-1]))) if len(pair) else pair
-    source = np.bitwise_or.reduceat(pairs & 255, first).astype(np.uint32) if len(pair) else np.zeros(0, np.uint32)
+    source = (
+        np.bitwise_or.reduceat(pairs & 255, first).astype(np.uint32) if len(pair) else np.zeros(0, np.uint32)
+    )
     fused = np.add.reduceat(np.concatenate(fusion)[order], first) if len(pair) else np.zeros(0)
     fused = fused.astype(np.float32)
     item = (pair[first] % width).astype(np.int32)

@@ -76,7 +76,10 @@ class Rules:
                     Removal.EXPIRED,
                 ),
                 # Not knowing a visitor's age or country is no reason to show what is restricted.
-                (~np.isnan(self.bounds["min_age"][item]) & ~(age >= self.bounds["min_age"][item]), Removal.AGE),
+                (
+                    ~np.isnan(self.bounds["min_age"][item]) & ~(age >= self.bounds["min_age"][item]),
+                    Removal.AGE,
+                ),
                 (self._country(batch, item, request), Removal.COUNTRY),
                 (self._expressions(batch, item, request, age), Removal.RULE),
             ]
@@ -159,4 +162,3 @@ def _listed(candidates: Candidates, listed: Sequence[Sequence[int]]) -> np.ndarr
             mine = slice(candidates.offsets[r], candidates.offsets[r + 1])
             removed[mine] = np.isin(candidates.item[mine], np.asarray(rows))
     return removed
-

@@ -47,6 +47,4 @@ class Source(Protocol):
 class Stage(Protocol):
     """Synchronous and pure. Marks what it removes; never drops a row."""
 
-    def __call__(
-        self, batch: RequestBatch, candidates: Candidates
-    ) -> Candidates | Awaitable[Candidates]: ...
+    def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates | Awaitable[Candidates]: ...

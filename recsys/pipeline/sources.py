@@ -92,9 +92,7 @@ class TwoTowerSource:
     name: str = "two_tower"
 
     async def __call__(self, batch: RequestBatch) -> Retrieved:
-        queries = self.encoder.encode(
-            batch.histories, now=batch.now, user_features=batch.user_features
-        )
+        queries = self.encoder.encode(batch.histories, now=batch.now, user_features=batch.user_features)
         # Hidden items would take places, and a shard does not know them: ask for as many more.
         k = self.k + max((len(h) for h in batch.hidden), default=0)
         answers = await asyncio.gather(*(self._ask(shard, queries, k) for shard in self.shards))
@@ -114,9 +112,7 @@ class TwoTowerSource:
             missing,
         )
 
-    async def _ask(
-        self, shard: Shard, queries: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    async def _ask(self, shard: Shard, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
         try:
             return await asyncio.wait_for(shard(queries, k), self.deadline_ms / 1000)
         except (UnavailableError, TimeoutError):
@@ -129,9 +125,7 @@ class TwoTowerSource:
         return np.where(known, score, np.nan).astype(np.float32)
 
 
-def nearest(
-    rows: np.ndarray, scores: np.ndarray, *, k: int, hidden: tuple[np.ndarray, ...]
-) -> Proposals:
+def nearest(rows: np.ndarray, scores: np.ndarray, *, k: int, hidden: tuple[np.ndarray, ...]) -> Proposals:
     """The k best of each line of merged shard answers [B, S], without hidden rows; ties to the lower row."""
     items, values = [], []
     for request in range(len(rows)):

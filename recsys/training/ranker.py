@@ -1,46 +1,18 @@
 """Training of the ranker: labeled candidates of past slices -> a booster.
 
-Decides which negatives are kept and how the rows are weighed: every request counts alike. Rows come
+Decides which negatives are kept. Rows come
 in groups, one for each request, all candidates of a request together. Plain xgboost: inside an
 initialized xgboost collective communicator each worker passes its own requests and all get the same
 booster. Neither Ray nor how the candidates were made is known here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import xgboost
 
 from recsys.features.cross import FEATURES
-from recsys.models.ranker import RankerSettings
-from recsys.types import offsets_of, ragged_index
-
-
-@dataclass(frozen=True, slots=True)
-class RankingRows:
-    """Labeled candidates; those of request r are rows offsets[r]:offsets[r + 1]."""
-
-    offsets: np.ndarray  # int32 [B + 1]
-    features: np.ndarray  # float32 [N, F]
-    label: np.ndarray  # float32 [N] 1 = bought in the slice's window
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["RankingRows"]) -> "RankingRows":
-        return cls(
-            offsets_of(np.concatenate([np.diff(p.offsets) for p in parts])),
-            np.concatenate([p.features for p in parts]),
-            np.concatenate([p.label for p in parts]),
-        )
-
-    def take(self, requests: np.ndarray) -> "RankingRows":
-        """The rows of these requests: how the rows are split over workers (by user, never by row)."""
-        counts = np.diff(self.offsets)[requests]
-        rows = ragged_index(self.offsets[requests], counts)
-        return RankingRows(offsets_of(counts), self.features[rows], self.label[rows])
+from recsys.models.ranker import RankerSettings, RankingRows
 
 
 def rows_to_keep(offsets: np.ndarray, label: np.ndarray, *, negatives: int, seed: int) -> np.ndarray:

@@ -28,8 +28,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with start("laptop", settings=settings, release=release.uri) as server:
         settings = replace(settings, online_store=OnlineStore(url=server.redis_url))
         service = Service(server, settings, made, release, other)
-        for one in (release, other):
-            put_users(server.redis_url, one.manifest.id, made)
+        put_users(server.redis_url, made)
         yield service
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deployments.server import Server, deploy_release, read_config
 from recsys.events.redis_server import connect
 from recsys.features.online import OnlineStore
@@ -72,7 +70,7 @@ class Service:
             return list(pool.map(lambda body: self.ask("/v1/recommendations", body), bodies))
 
     @contextmanager
-    def asking(self, body: dict[str, Any], *, clients: int = 3) -> Iterator[list[Reply]]:
+    def asking(self, body: dict[str, Any], *, clients: int = 2) -> Iterator[list[Reply]]:
         """Clients that ask all the while; the list of replies grows."""
         replies: list[Reply] = []
         done = threading.Event()
@@ -80,6 +78,7 @@ class Service:
         def ask() -> None:
             while not done.is_set():
                 replies.append(self.ask("/v1/recommendations", body))
+                time.sleep(0.02)  # the replicas that start need the cores more
 
         with ThreadPoolExecutor(clients) as pool:
             asked = [pool.submit(ask) for _ in range(clients)]
@@ -102,11 +101,10 @@ def _parsed(content: bytes) -> Any:
         return content.decode()
 
 
-def put_users(url: str, release_id: str, made: World) -> None:
+def put_users(url: str, made: World) -> None:
     log = made.interactions.before(NOW)
-    store = OnlineStore(connect(url), namespace=release_id, features=0)
-    nothing = np.zeros((len(log.user_ids), 0), np.float32)
-    store.put([str(u) for u in log.user_ids], histories=log.histories, features=nothing, as_of=NOW)
+    store = OnlineStore(connect(url))
+    store.put([str(u) for u in log.user_ids], histories=log.histories, as_of=NOW)
 
 
 def replica_pids(deployment: str) -> list[int]:

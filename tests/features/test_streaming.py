@@ -16,13 +16,6 @@ from recsys.features.streaming import Applied, apply_events, follow
 from recsys.types import Histories
 
 
-def user_features(histories: Histories, now: np.ndarray) -> np.ndarray:
-    assert now.dtype == np.int64
-    assert (histories.time < now[histories.request]).all()
-    spent = np.bincount(histories.request, np.nan_to_num(histories.value), minlength=len(histories))
-    return np.column_stack([histories.counts, spent]).astype(np.float32)
-
-
 def rows_of(ids) -> np.ndarray:
     return np.array([int(i[1:]) if i.startswith("i") else -1 for i in ids.to_pylist()], np.int32)
 
@@ -56,21 +49,20 @@ def assert_store_equals_log(store: OnlineStore, events) -> None:
     assert np.array_equal(users.histories.offsets, histories.offsets)
     for name in Histories.COLUMNS:
         assert np.array_equal(getattr(users.histories, name), getattr(histories, name)), name
-    assert np.allclose(users.features, user_features(histories, users.as_of))
 
 
 def test_streamed_histories_equal_the_log(redis_client):
     events = decode_events(bodies(np.random.default_rng(3), 400))
     bus = RedisStreamsBus(redis_client, partitions=2)
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     bus.publish(events)
     totals = np.zeros(4, int)
     for partition, end in bus.end_offsets().items():
         for start in range(0, end, 17):
             records = bus.read(partition, start=start, limit=17)
-            a = apply_events(store, records, topic="events", user_features=user_features, rows_of=rows_of)
+            a = apply_events(store, records, topic="events", rows_of=rows_of)
             totals += (a.events, a.repeated, a.other_types, a.unknown_items)
-            again = apply_events(store, records, topic="events", user_features=user_features, rows_of=rows_of)
+            again = apply_events(store, records, topic="events", rows_of=rows_of)
             assert again == Applied(0, len(records), 0, 0, 0)
         assert store.applied_offset("events", partition) == end
     assert totals.sum() == 400
@@ -80,67 +72,62 @@ def test_streamed_histories_equal_the_log(redis_client):
 
 def test_a_batch_that_overlaps_applies_only_what_is_new(redis_client):
     bus = RedisStreamsBus(redis_client, partitions=1)
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     events = decode_events(bodies(np.random.default_rng(4), 60))
     bus.publish(events)
     for start, limit in ((0, 30), (10, 40), (0, 60)):
         records = bus.read(0, start=start, limit=limit)
-        apply_events(store, records, topic="events", user_features=user_features, rows_of=rows_of)
+        apply_events(store, records, topic="events", rows_of=rows_of)
     assert_store_equals_log(store, events)
 
 
 def test_a_gap_is_refused(redis_client):
     bus = RedisStreamsBus(redis_client, partitions=1)
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     bus.publish(decode_events(bodies(np.random.default_rng(5), 10)))
     with pytest.raises(DataError, match="events 0 to 3 were never applied; read from offset 0"):
-        apply_events(
-            store, bus.read(0, start=4, limit=5), topic="events", user_features=user_features, rows_of=rows_of
-        )
+        apply_events(store, bus.read(0, start=4, limit=5), topic="events", rows_of=rows_of)
     assert store.applied_offset("events", 0) == 0
     store.start_at("events", {0: 4})
-    apply_events(
-        store, bus.read(0, start=4, limit=5), topic="events", user_features=user_features, rows_of=rows_of
-    )
+    apply_events(store, bus.read(0, start=4, limit=5), topic="events", rows_of=rows_of)
     assert store.applied_offset("events", 0) == 9
 
 
 def test_events_that_are_no_part_of_a_history_make_nobody_known(redis_client):
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     events = decode_events(
         [b | {"event_type": "view", "item_id": "i1"} for b in bodies(np.random.default_rng(6), 5)]
     )
     records = Records(0, np.arange(5), np.full(5, 1_700_000_000_000), events)
-    applied = apply_events(store, records, topic="events", user_features=user_features, rows_of=rows_of)
+    applied = apply_events(store, records, topic="events", rows_of=rows_of)
     assert applied == Applied(0, 0, 5, 0, 0)
     assert not store.get(events["user_id"].to_pylist(), now=0).known.any()
     assert store.applied_offset("events", 0) == 5
     empty = Records(0, np.zeros(0, np.int64), np.zeros(0, np.int64), decode_events([]))
-    assert apply_events(store, empty, topic="t", user_features=user_features, rows_of=rows_of).events == 0
+    assert apply_events(store, empty, topic="t", rows_of=rows_of).events == 0
 
 
 def test_a_follower_that_dies_loses_nothing_and_repeats_nothing(redis_url, redis_client):
     bus = RedisStreamsBus(redis_client, partitions=2)
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     events = decode_events(bodies(np.random.default_rng(7), 300))
     calls = 0
 
-    def dies(histories, now):
+    def dies(ids):
         nonlocal calls
         calls += 1
         if calls % 3 == 0:
             raise RuntimeError("killed")
-        return user_features(histories, now)
+        return rows_of(ids)
 
     def run(stop):
         while not stop.is_set():
             try:
                 follow(
                     RedisStreamsBus(connect(redis_url), partitions=2),
-                    OnlineStore(connect(redis_url), namespace="r", features=2),
+                    OnlineStore(connect(redis_url), namespace="r"),
                     partitions=[0, 1],
-                    user_features=dies,
-                    rows_of=rows_of,
+                    rows_of=dies,
                     stop=stop.is_set,
                     block_ms=20,
                 )
@@ -162,12 +149,12 @@ def test_a_follower_that_dies_loses_nothing_and_repeats_nothing(redis_url, redis
     assert_store_equals_log(store, events)
 
 
-def test_features_are_of_the_moment_after_the_newest_event(redis_client):
+def test_as_of_is_the_moment_after_the_newest_event(redis_client):
     """A device's clock may run ahead of the bus: its event still lies before `as_of`."""
-    store = OnlineStore(redis_client, namespace="r", features=2)
+    store = OnlineStore(redis_client, namespace="r")
     body = bodies(np.random.default_rng(8), 1)[0] | {"event_type": "purchase", "item_id": "i1"}
     events = decode_events([body | {"user_id": "ahead", "timestamp": "2026-01-01T00:04:00Z"}])
     appended = 1_767_225_600  # 2026-01-01T00:00:00Z
     records = Records(0, np.arange(1), np.full(1, appended * 1000), events)
-    apply_events(store, records, topic="events", user_features=user_features, rows_of=rows_of)
+    apply_events(store, records, topic="events", rows_of=rows_of)
     assert store.get(["ahead"], now=appended).as_of.tolist() == [appended + 241]

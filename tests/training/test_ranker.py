@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.features.cross import FEATURES
-from recsys.models.ranker import Ranker, RankerSettings
-from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
+from recsys.models.ranker import Ranker, RankerSettings, RankingRows
+from recsys.training.ranker import rows_to_keep, train_ranker
 from recsys.types import offsets_of
 
 SMALL = RankerSettings(rounds=20, max_depth=3, min_child_weight=1)

@@ -1,0 +1,96 @@
+"""A job's beginning and end: its settings, a Ray to work on, its figures on standard output, its errors.
+
+    python -m jobs.train_retrieval --config configs/recsys.yaml --set training.workers=4
+
+Under `ray job submit` Ray is there already; on a laptop one is started for the job and ends with it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from jobs.workspace import Progress
+from recsys.errors import RecsysError, UnavailableError
+from recsys.settings import Settings, load_settings
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
+def run_job(job: Callable[..., dict[str, Any]], *, description: str | None, **arguments: str) -> None:
+    """Parse the command line, run `job(settings, progress=..., **given)`, print its figures as JSON.
+
+    `arguments`: further options, name -> help. Exits with 2 and one line for a RecsysError.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
+    parser.add_argument("--config", help="a settings file; without it, the defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    for name, text in arguments.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
+    given = vars(parser.parse_args())
+    debug = given.pop("debug")
+    try:
+        overrides = {k: yaml.safe_load(v) for k, _, v in (o.partition("=") for o in given.pop("set"))}
+        settings = load_settings(given.pop("config"), overrides=overrides)
+        with ray_session(settings):
+            figures = job(settings, progress=to_stderr(), **{k: v for k, v in given.items() if v is not None})
+        print(json.dumps(figures))
+    except RecsysError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def ray_session(settings: Settings) -> Iterator[None]:
+    """Ray: the one that is there, the one that `ray.address` names, or a local one for this while."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name in THREADS:  # of this process; workers get theirs from the runtime environment
+        os.environ.setdefault(name, str(os.cpu_count() or 1))
+    inside_job = "RAY_ADDRESS" in os.environ  # set by `ray job submit`
+    address = settings.ray.address or ("auto" if inside_job else "local")
+    local: dict[str, Any] = {
+        "num_cpus": max(2, os.cpu_count() or 2),
+        "include_dashboard": False,
+        "object_store_memory": settings.ray.object_store_mb * 1_000_000,
+    }
+    try:
+        ray.init(
+            address=address,
+            namespace="serve",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": dict.fromkeys(THREADS, "1")},
+            **(local if address == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise UnavailableError(f"no Ray at {address} ({error}): check ray.address") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def to_stderr(every_s: float = 2.0) -> Progress:
+    """A line on standard error now and then."""
+    last = [0.0]
+
+    def tell(share: float, doing: str) -> None:
+        if time.monotonic() - last[0] > every_s:
+            last[0] = time.monotonic()
+            print(f"{share:5.0%} {doing}", file=sys.stderr)
+
+    return tell

@@ -1,0 +1,51 @@
+"""The memory of this process and all that it started: Linux's proportional set size, sampled.
+
+Shared pages count once in all, split between those who share them, so that Ray's object store and
+memory-mapped files are not counted once for each worker.
+"""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+
+class PeakMemory:
+    """A context in which a thread looks every `every_s` seconds."""
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self._every_s = every_s
+        self._peak_kb = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def peak_mb(self) -> int:
+        return self._peak_kb // 1024
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every_s):
+            own = psutil.Process()
+            family = [own, *own.children(recursive=True)]
+            self._peak_kb = max(self._peak_kb, sum(_pss_kb(process.pid) for process in family))
+
+
+def _pss_kb(pid: int) -> int:
+    """Proportional set size in KiB; 0 for a process that has ended."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0

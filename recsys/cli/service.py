@@ -1,0 +1,43 @@
+"""`recsys serve`: the service of a release, in a placement, until Ctrl-C."""
+
+import signal
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+
+def serve(
+    placement: str = typer.Option("laptop", help="laptop, cluster or staged, or a Ray Serve config file."),
+    release: str = typer.Option("champion", help="An alias of the registry, or the path of a manifest."),
+    reload: bool = typer.Option(False, "--reload", help="Roll the service that runs to RELEASE, and exit."),
+    config: Path = typer.Option(None, help="A settings file; the demo leaves one in its work directory."),
+) -> None:
+    """Serve over HTTP. With --reload: after `recsys releases promote` or `rollback`."""
+    from deployments.server import deploy_release, start
+    from recsys.settings import load_settings
+
+    console = Console()
+    settings = load_settings(config)
+    with console.status("starting") as status:
+        if reload:
+            import ray
+
+            from recsys.errors import UnavailableError
+
+            try:
+                ray.init(address=settings.ray.address or "auto", namespace="serve", log_to_driver=False)
+            except ConnectionError as error:
+                raise UnavailableError(
+                    f"no running Ray to reload ({error}): start one with `recsys serve`"
+                ) from error
+            served = deploy_release(placement, settings=settings, release=release, progress=status.update)
+            console.print(f"serving release {served}", highlight=False)
+            return
+        server = start(placement, settings=settings, release=release, progress=status.update)
+    with server:
+        console.print(f"serving release {server.release} at {server.url}; Ctrl-C stops it", highlight=False)
+        try:
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        except KeyboardInterrupt:
+            pass
