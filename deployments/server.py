@@ -81,11 +81,13 @@ def start(
     release: str = "champion",
     wait_s: float = 120.0,
     progress: Progress = silent,
+    ray_ends_too: bool = False,
 ) -> Server:
     """The service of a Serve config file ("laptop" or a path), ready for requests.
 
     `settings.serving` says host and port; `settings.ray.address` null starts a local Ray;
-    `settings.online_store.url` null starts a Redis in the work directory. Raises SettingsError,
+    `settings.online_store.url` null starts a Redis in the work directory. `ray_ends_too`: the caller's
+    Ray ends with the service, so that Serve need not be taken down first. Raises SettingsError,
     ReleaseError, and UnavailableError (a taken port, a cluster or Redis that does not answer).
     """
     host, port, local = settings.serving.host, settings.serving.port, settings.ray.address is None
@@ -101,7 +103,7 @@ def start(
             redis = ends.enter_context(start_redis(settings.folder / "redis"))
             settings = replace(settings, online_store=replace(settings.online_store, url=redis.url))
         owns_ray = not ray.is_initialized() and _start_ray(settings, ends, progress)
-        _start_serve(host, port, ends, owns_ray=owns_ray, progress=progress)
+        _start_serve(host, port, ends, ends_with_ray=owns_ray or ray_ends_too, progress=progress)
         server = Server(f"http://{host}:{port}", "", settings.online_store.url or "", ends)
         server.release = deploy_release(
             deploy, settings=settings, release=release, wait_s=wait_s, progress=progress
@@ -223,15 +225,17 @@ def _start_ray(settings: Settings, ends: ExitStack, progress: Progress) -> bool:
     return settings.ray.address is None
 
 
-def _start_serve(host: str, port: int, ends: ExitStack, *, owns_ray: bool, progress: Progress) -> None:
+def _start_serve(host: str, port: int, ends: ExitStack, *, ends_with_ray: bool, progress: Progress) -> None:
     from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         ends.callback(serve.delete, APPLICATION)
     except ValueError:
         progress("starting Serve")
-        if not owns_ray:  # else Serve ends with Ray, HAProxy too, and in a second
+        if not ends_with_ray:  # HAProxy too, and in a second
             ends.callback(serve.shutdown)
     serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
 

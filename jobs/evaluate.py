@@ -24,7 +24,7 @@ PROTOCOLS = {False: "all", True: "new"}
 
 def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
     workspace = Workspace(settings)
-    score = ray.remote(evaluate_scene).options(num_cpus=1)
+    score: Any = ray.remote(num_cpus=1)(evaluate_scene)
     waiting = {score.remote(settings, name): name for name in settings.pipeline.scenes}
     found: dict[str, Evaluation] = {}
     while waiting:
@@ -32,7 +32,7 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         (ready,), _ = ray.wait(list(waiting))
         found[waiting.pop(ready)] = ray.get(ready)
     folder = workspace.folder / "evaluation"
-    report = {
+    report: dict[str, dict[str, Any]] = {
         PROTOCOLS[scene.hide_consumed]: {
             "scene": name,
             "users": found[name].users,

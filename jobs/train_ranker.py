@@ -16,11 +16,11 @@ from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent, write_atomically
 from recsys.errors import DataError
 from recsys.index.shard import build_local_shards
-from recsys.models.ranker import RankerSettings
+from recsys.models.ranker import RankerSettings, RankingRows
 from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant_items
 from recsys.pipeline.wiring import recommender
 from recsys.settings import Settings
-from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
+from recsys.training.ranker import rows_to_keep, train_ranker
 from recsys.training.runner import train_xgboost
 
 
@@ -30,33 +30,37 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
     wanted = {scene.ranker: name for name, scene in settings.pipeline.scenes.items()}
     if missing := set(wanted) - set(settings.training.rankers):
         raise DataError(f"ranker {sorted(missing)[0]!r} of a scene has no entry in training.rankers")
-    make = ray.remote(ranking_rows).options(num_cpus=1)
+    make: Any = ray.remote(num_cpus=1)(ranking_rows)
     waiting = {
         make.remote(settings, scene, window): ranker
         for window in range(len(windows.starts) - 1)
         for ranker, scene in wanted.items()
     }
+    total = len(waiting)
     parts: dict[str, list[tuple[int, RankingRows]]] = {ranker: [] for ranker in wanted}
     while waiting:
         (ready,), _ = ray.wait(list(waiting))
         parts[waiting.pop(ready)].append(ray.get(ready))
-        progress(0.6 - 0.1 * len(waiting), "replaying past windows")
+        progress(0.5 * (1 - len(waiting) / total), "replaying past windows")
     # In the order of the windows, not of arrival: the same rows give the same trees.
     rows = {
         r: RankingRows.concatenate([p for _, p in sorted(ps, key=lambda x: x[0])]) for r, ps in parts.items()
     }
-    progress(0.6, f"XGBoost on {settings.training.workers} workers")
-    boosters: dict[str, bytes] = {}
+    # Starting Ray Train is dear: rankers of the same settings share a run.
+    alike: dict[RankerSettings, dict[str, RankingRows]] = {}
     for ranker, table in rows.items():
-        boosters |= train_xgboost(
-            partial(train_ranker, settings=settings.training.rankers[ranker], seed=settings.seed),
-            rows={ranker: table},
+        alike.setdefault(settings.training.rankers[ranker], {})[ranker] = table
+    for ranker_settings, tables in alike.items():
+        progress(0.5, f"XGBoost on {settings.training.workers} workers: {', '.join(tables)}")
+        boosters = train_xgboost(
+            partial(train_ranker, settings=ranker_settings, seed=settings.seed),
+            rows=tables,
             workers=settings.training.workers,
             storage=str(workspace.folder / "training"),
-            name=f"ranker-{ranker}",
+            name=f"rankers-{'-'.join(tables)}",
         )
-    for ranker, content in boosters.items():
-        write_atomically(workspace.folder / "rankers" / f"{ranker}.ubj", content)
+        for ranker, content in boosters.items():
+            write_atomically(workspace.folder / "rankers" / f"{ranker}.ubj", content)
     return {
         ranker: {
             "requests": len(table),

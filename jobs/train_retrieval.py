@@ -6,7 +6,7 @@ One run forwards through time leaves a snapshot at the start of each window, so 
 from candidates of models that had not seen what it is asked to predict.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -36,7 +36,7 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         storage=str(workspace.folder / "training"),
         name="two-tower",
     )
-    fit = ray.remote(fit_snapshot).options(num_cpus=1)
+    fit = ray.remote(num_cpus=1)(cast(Any, fit_snapshot))
     log, category = ray.put(known), ray.put(workspace.category)
     waiting = [fit.remote(log, tower=t, category=category, settings=training.tables) for t in towers]
     for number, reference in enumerate(waiting):
@@ -46,7 +46,7 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         "items": workspace.sizes[-1],
         "dimensions": towers[-1].item_vectors.shape[1],
         "loss": round(towers[-1].loss, 3),
-        "snapshots": [str(np.datetime64(start, "D")) for start in windows.starts],
+        "snapshots": [str(np.datetime64(start, "s").astype("M8[D]")) for start in windows.starts],
         "window_days": windows.days,
     }
 

@@ -54,7 +54,7 @@ class Workspace:
 
     @cached_property
     def store(self) -> EventStore:
-        return EventStore(self.folder / "events")
+        return EventStore(str(self.folder / "events"))
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -88,7 +88,7 @@ class Workspace:
     @cached_property
     def items(self) -> pl.DataFrame:
         """The item contract by row, with `category`: the item's first one, or one from its title."""
-        frame = pl.from_arrow(self.catalog.items)
+        frame = pl.DataFrame(self.catalog.items)
         categories = self.catalog.primary_categories
         if not any(categories):
             # Titles of the release's items only: later ones must not move a category.
@@ -115,7 +115,7 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         for name, arrays in snapshot.arrays().items():
             buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]  # a keyword of its own: allow_pickle
             write_atomically(folder / f"{name}.npz", buffer.getvalue())
 
     @property

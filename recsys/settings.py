@@ -20,10 +20,10 @@ from recsys.events.validation import ValidationSettings
 from recsys.experiments.assignment import Experiments
 from recsys.index.shard import IndexSettings
 from recsys.models.ranker import RankerSettings
+from recsys.models.two_tower_settings import TwoTowerTraining
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import PipelineSettings
 from recsys.training.snapshot import TableSettings
-from recsys.training.two_tower import TwoTowerTraining
 
 ENVIRONMENT = "RECSYS__"
 

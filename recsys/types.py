@@ -9,6 +9,7 @@ appear at the borders only. Nothing here does I/O.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import numpy as np
 
@@ -160,7 +161,7 @@ class RequestBatch:
     def take(self, requests: np.ndarray) -> "RequestBatch":
         """The batch of these requests, in this order."""
 
-        def pick(column):
+        def pick(column: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(column[r] for r in requests) if column else ()
 
         return replace(

@@ -14,7 +14,7 @@ from recsys.experiments.assignment import Arm, Experiment, Experiments, Layer
 from recsys.features.text import hash_tokens
 from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
 from recsys.models.ranker import Ranker, RankerSettings
-from recsys.models.two_tower import TwoTowerSettings
+from recsys.models.two_tower_settings import TwoTowerSettings, TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant_items
 from recsys.pipeline.recommender import Recommender
@@ -22,7 +22,7 @@ from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import Parts, PipelineSettings, recommender
 from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
 from recsys.training.snapshot import TableSettings, fit_snapshot
-from recsys.training.two_tower import TwoTowerTraining, train_two_tower
+from recsys.training.two_tower import train_two_tower
 from recsys.types import DAY, Histories, Interactions, offsets_of
 
 USERS, ITEMS, CATEGORIES, DAYS = 120, 150, 6, 120

@@ -1,7 +1,6 @@
 """`recsys demo`: the whole platform on this machine, from raw events to a served slate."""
 
 import json
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,7 +11,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from recsys.cli.steps import Step, run_steps, say
+from recsys.cli.service import until_stopped
+from recsys.cli.steps import Step, run_steps, say, terminal
 
 
 def demo(
@@ -33,7 +33,7 @@ def demo(
     from recsys.events.redis_server import start_redis
     from recsys.settings import load_settings
 
-    console = Console()
+    console = terminal()
     settings = load_settings(config, overrides={} if port is None else {"serving.port": port})
     folder = (workdir or Path("work") / dataset).absolute()
     settings = replace(settings, workdir=str(folder))
@@ -99,7 +99,12 @@ def _serve(
         evaluation_table(console, protocol, part)
     begun = time.perf_counter()
     with console.status("serve: starting") as status:
-        server = start("laptop", settings=settings, progress=lambda doing: status.update(f"serve: {doing}"))
+        server = start(
+            "laptop",
+            settings=settings,
+            progress=lambda doing: status.update(f"serve: {doing}"),
+            ray_ends_too=settings.ray.address is None,
+        )
     ends.callback(server.stop)
     seconds = time.perf_counter() - begun
     say(console, "serve", seconds, {"url": server.url, "release": server.release})
@@ -121,10 +126,7 @@ def _stay(url: str, folder: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    try:
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    except KeyboardInterrupt:
-        pass
+    until_stopped()
     console.print("stopping")
 
 

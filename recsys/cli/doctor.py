@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ PACKAGES = (
 
 
 def doctor(config: Path = CONFIG) -> None:
-    """What is installed, which servers answer, and what would be used. Exit code 1 if something is missing."""
+    """What is installed, what answers, what would be used. Exit code 1 if something is missing."""
     from recsys.settings import load_settings
 
     console = Console()
@@ -54,10 +55,8 @@ def settings(config: Path = CONFIG) -> None:
 def _packages() -> Iterator[tuple[bool, str, str]]:
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
     faiss = [name for name in PACKAGES if name.startswith("faiss") and name in versions]
     yield (
         len(faiss) == 1,

@@ -92,7 +92,7 @@ def similar(
     )
 
 
-def _opened(settings: Any, release: str) -> Any:
+def _opened(settings: Any, release: Any) -> Any:
     """The release of an alias or manifest path. Raises ReleaseError."""
     from recsys.releases.manifest import open_release
     from recsys.releases.registry import Registry

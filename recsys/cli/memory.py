@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 
 class PeakMemory:

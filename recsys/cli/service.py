@@ -1,6 +1,7 @@
 """`recsys serve`: the service of a release, in a placement, until Ctrl-C."""
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -37,7 +38,11 @@ def serve(
         server = start(placement, settings=settings, release=release, progress=status.update)
     with server:
         console.print(f"serving release {server.release} at {server.url}; Ctrl-C stops it", highlight=False)
-        try:
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        except KeyboardInterrupt:
-            pass
+        until_stopped()
+
+
+def until_stopped() -> None:
+    """Waits for Ctrl-C or a TERM signal, either of which then lets everything end in order."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with suppress(KeyboardInterrupt):
+        signal.pause()

@@ -31,6 +31,12 @@ class Step:
     holds: Callable[[], bool] = lambda: True  # whether its results are still there
 
 
+def terminal() -> Console:
+    """Standard output; a file or pipe gets lines of 120 columns instead of 80."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def run_steps(steps: Sequence[Step], *, folder: Path, console: Console) -> dict[str, dict[str, Any]]:
     """Name -> {"figures", "seconds", "cached"} of each step, run in order where needed."""
     done, key = {}, ""
@@ -58,7 +64,8 @@ def say(
 ) -> None:
     """The line of a finished step."""
     took = "  done " if cached else f"{seconds:5.1f} s"
-    console.print(f"[bold]{name:<11}[/bold][dim]{took}[/dim]  {describe(figures)}", highlight=False)
+    line = f"[bold]{name:<11}[/bold][dim]{took}[/dim]  {describe(figures)}"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def describe(figures: Mapping[str, Any]) -> str:

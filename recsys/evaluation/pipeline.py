@@ -8,6 +8,7 @@ diversity ("pipeline after diversity"). Intervals are bootstraps over users.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ PIPELINE, DIVERSIFIED, RETRIEVAL, UNION = "pipeline", "pipeline after diversity"
 class Evaluation:
     """One scene. `lines`: name -> metric -> value, and "metric_interval" -> [low, high]."""
 
-    lines: dict[str, dict[str, object]]
+    lines: dict[str, dict[str, Any]]
     users: int
     slates: dict[str, list[int]]  # user id -> item rows after diversity
     ndcg: dict[str, np.ndarray]  # line -> NDCG@10 of each user, for paired tests
@@ -62,10 +63,12 @@ def evaluate(
             union.setdefault(name, []).append(recall)
     counts = np.array([len(relevant[user]) for user in users])
     wanted = np.concatenate([relevant[user] for user in users])
-    lines: dict[str, dict[str, object]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     ndcg: dict[str, np.ndarray] = {}
     for name, blocks in rankings.items():
         ranked = np.concatenate(blocks)
+        if (ranked < 0).all():
+            continue  # a source that may propose nothing: one's own items where the scene hides them
         hit = hits(ranked, offsets_of(counts), wanted)
         ndcg[name] = ndcg_at(hit, counts, 10)
         lines[name] = _summary(
@@ -93,9 +96,9 @@ def _rankings(candidates: Candidates) -> dict[str, np.ndarray]:
     """Each line's ranking, int32 [B, DEPTH], -1 padded."""
     bits = {source: (candidates.source & source) > 0 for source in Sources if source != Sources.BACKFILL}
     lines = {
-        source.name.lower(): _top(candidates, candidates.scores[source.name.lower()], who)
+        _name(source): _top(candidates, candidates.scores[_name(source)], who)
         for source, who in bits.items()
-        if source.name.lower() in candidates.scores
+        if _name(source) in candidates.scores
     }
     proposed = candidates.source != Sources.BACKFILL
     passed = np.isin(candidates.removed_by, AFTER_RULES) & proposed
@@ -104,6 +107,10 @@ def _rankings(candidates: Candidates) -> dict[str, np.ndarray]:
     place = candidates.scores[POSITION]
     lines[DIVERSIFIED] = _top(candidates, -place, ~np.isnan(place))
     return lines
+
+
+def _name(source: Sources) -> str:
+    return str(source.name).lower()
 
 
 def _top(candidates: Candidates, score: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -124,7 +131,7 @@ def _union_recall(candidates: Candidates, relevant: list[np.ndarray]) -> dict[st
     recalled = {UNION: proposed}
     for source in Sources:
         if source != Sources.BACKFILL and (proposed & source).any():
-            recalled[f"union without {source.name.lower()}"] = proposed & ~np.uint32(source)
+            recalled[f"union without {_name(source)}"] = proposed & ~np.uint32(source)
     found = np.concatenate(
         [
             np.isin(candidates.item[candidates.offsets[r] : candidates.offsets[r + 1]], rows)
@@ -138,8 +145,8 @@ def _union_recall(candidates: Candidates, relevant: list[np.ndarray]) -> dict[st
     }
 
 
-def _summary(metrics: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, object]:
-    line: dict[str, object] = {}
+def _summary(metrics: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
+    line: dict[str, Any] = {}
     for name, values in metrics.items():
         line[name] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
         line[f"{name}_interval"] = list(bootstrap_interval(values, rng=rng))

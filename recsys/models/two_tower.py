@@ -7,23 +7,14 @@ from their words alone, which id dropout prepares the item tower for. Does not k
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from recsys.models.two_tower_settings import TwoTowerSettings
 from recsys.models.user_encoder import UserEncoder, pooling_weights
 from recsys.types import Histories
-
-
-@dataclass(frozen=True, slots=True)
-class TwoTowerSettings:
-    dimensions: int = 64
-    half_lives_days: tuple[float, ...] = (14.0, 90.0, 720.0)  # one pooled vector for each
-    id_dropout: float = 0.1  # share of target items that must do without their id
-    temperature: float = 0.1
-    token_buckets: int = 8192
 
 
 class TwoTower(nn.Module):

@@ -15,7 +15,7 @@ from recsys.features.histories import histories_at
 from recsys.models.ranker import RankingRows
 from recsys.pipeline.hydration import Users
 from recsys.pipeline.recommender import Recommender
-from recsys.pipeline.trace import Answer
+from recsys.pipeline.trace import Answer, Trace
 from recsys.types import Candidates, Histories, Interactions, RequestBatch, offsets_of
 
 BLOCK = 128  # requests that cross the path together
@@ -105,8 +105,7 @@ def label_candidates(
 async def _candidates(recommender: Recommender, batch: RequestBatch) -> tuple[RequestBatch, Candidates]:
     batch = await recommender.hydration(batch)
     candidates = await recommender.retrieval(batch)
-    rules = recommender.rules
-    return batch, rules(batch, candidates)
+    return batch, await Trace().step("rules", recommender.rules, batch, candidates)
 
 
 def relevant_items(

@@ -8,6 +8,7 @@ are evaluated once for the whole catalog, so at request time they cost one look-
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -154,7 +155,7 @@ def _evaluate(name: str, expression: pl.Expr, frame: pl.DataFrame) -> np.ndarray
         raise RuleError(f"rule {name!r} failed: {error}") from error
 
 
-def _listed(candidates: Candidates, listed: Sequence[Sequence[int]]) -> np.ndarray:
+def _listed(candidates: Candidates, listed: Sequence[Any]) -> np.ndarray:
     """Whether each candidate is among its request's rows, bool [N]."""
     removed = np.zeros(len(candidates), bool)
     for r, rows in enumerate(listed):

@@ -6,11 +6,11 @@ stage is called once for each distinct set, so a batch that mixes arms still cro
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from recsys.errors import RequestError
-from recsys.pipeline.seams import Stage
 from recsys.types import Candidates, RequestBatch
 
 
@@ -34,7 +34,7 @@ class PerSettings:
     """A stage that is called once for each distinct settings value of the batch."""
 
     settings_of: Callable[[RequestBatch, int], Hashable]  # (batch, request) -> settings
-    stage_of: Callable[..., Stage]  # settings -> stage
+    stage_of: Callable[[Any], Callable[[RequestBatch, Candidates], Candidates]]  # settings -> stage
 
     def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates:
         groups: dict[Hashable, list[int]] = {}

@@ -39,7 +39,9 @@ class Retrieved:
 class Source(Protocol):
     """I/O, once per batch: proposes candidates, none of them among `batch.hidden`."""
 
-    name: str  # of a bit of `recsys.types.Sources`, in lower case
+    @property
+    def name(self) -> str:
+        """Of a bit of `recsys.types.Sources`, in lower case."""
 
     async def __call__(self, batch: RequestBatch) -> Retrieved: ...
 

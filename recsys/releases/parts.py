@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -75,7 +76,7 @@ def _stem(name: str) -> str:
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Uncompressed; the same arrays give the same bytes (np.savez stamps no time)."""
     buffer = io.BytesIO()
-    np.savez(buffer, **dict(sorted(arrays.items())))
+    np.savez(buffer, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -84,5 +85,5 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _json(kind: type, value: object) -> bytes:
+def _json(kind: type, value: Any) -> bytes:
     return TypeAdapter(kind).dump_json(value)

@@ -29,8 +29,9 @@ from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
 
 from recsys.errors import RecsysError, UnavailableError
 from recsys.features.text import Tokens
-from recsys.training.ranker import RankingRows
-from recsys.training.two_tower import TowerSnapshot, TwoTowerTraining, train_two_tower
+from recsys.models.ranker import RankingRows
+from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
+from recsys.training.two_tower import train_two_tower
 from recsys.types import Interactions, offsets_of
 
 Arrays = Mapping[str, np.ndarray]

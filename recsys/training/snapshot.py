@@ -13,8 +13,8 @@ from recsys.features.views import item_features
 from recsys.models.item_to_item import BasketSettings, EaseSettings, baskets, ease
 from recsys.models.popularity import PopularitySettings, popularity
 from recsys.models.snapshot import Snapshot
+from recsys.models.two_tower_settings import TowerSnapshot
 from recsys.models.user_encoder import UserEncoder
-from recsys.training.two_tower import TowerSnapshot
 from recsys.types import Interactions
 
 

@@ -6,8 +6,8 @@ a snapshot has seen no event at or after its cutoff. Plain torch: runs alone, or
 initialized `torch.distributed` group (gradients averaged, the same steps on every rank). No Ray.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,32 +16,9 @@ from torch import distributed
 from recsys.features.histories import histories_at
 from recsys.features.text import Tokens
 from recsys.features.views import USER_FEATURES, user_features
-from recsys.models.two_tower import TwoTower, TwoTowerSettings
+from recsys.models.two_tower import TwoTower
+from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
 from recsys.types import DAY, Interactions, offsets_of, ragged_index
-
-
-@dataclass(frozen=True, slots=True)
-class TwoTowerTraining:
-    model: TwoTowerSettings = field(default_factory=TwoTowerSettings)
-    batch: int = 256  # orders a step, over all ranks
-    targets: int = 8  # items of an order that are drawn as its positives
-    steps: int = 300  # up to the first cutoff
-    steps_more: int = 80  # to each later one
-    learning_rate: float = 0.005
-    weight_decay: float = 0.01
-    example_half_life_days: float = 60.0  # an order's chance to be drawn, by its age at the cutoff
-    repeat_share: float = 0.2  # chance that an item bought before is a target (history finds those anyway)
-    max_history: int = 300  # newest events of an example; serving may use more
-
-
-@dataclass(frozen=True, slots=True)
-class TowerSnapshot:
-    """The model as of one cutoff; V(t) = rows first sold before it."""
-
-    cutoff: int
-    item_vectors: np.ndarray  # float32 [V(t), d], unit norm
-    encoder: Mapping[str, np.ndarray]  # arrays of a `UserEncoder`
-    loss: float  # mean over the last steps
 
 
 @dataclass(frozen=True, slots=True)
