@@ -21,11 +21,13 @@ from recsys.experiments.assignment import Experiments
 from recsys.index.shard import IndexSettings
 from recsys.models.ranker import RankerSettings
 from recsys.models.two_tower_settings import TwoTowerTraining
+from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import PipelineSettings
 from recsys.training.snapshot import TableSettings
 
 ENVIRONMENT = "RECSYS__"
+OVERRIDABLE = {"diversity": DiversitySettings}  # stages whose settings an experiment's arm may change
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class Training:
     rankers: Mapping[str, RankerSettings] = field(
         default_factory=lambda: {"home": RankerSettings(), "discover": RankerSettings()}
     )
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "slices", "window_days"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +117,18 @@ def load_settings(
     tree = read_yaml(path) if path is not None else {}
     _check(tree, Settings, str(path))
     environment = os.environ if environment is None else environment
+    given: dict[tuple[str, ...], str] = {}  # key -> where it was given, if not in the file
     for name, text in sorted(environment.items()):
         if name.startswith(ENVIRONMENT):
             keys = name[len(ENVIRONMENT) :].lower().split("__")
             _set(tree, keys, _yaml(text, name), name)
+            given[tuple(keys)] = name
+            _check(tree, Settings, name)
     for key, value in (overrides or {}).items():
         _set(tree, key.split("."), value, "command line")
-    return parse(Settings, tree, str(path or "settings"))
+        given[tuple(key.split("."))] = "command line"
+        _check(tree, Settings, "command line")
+    return parse(Settings, tree, str(path or "settings"), given)
 
 
 def load_rules(path: str | Path) -> tuple[Rule, ...]:
@@ -128,7 +140,18 @@ def load_rules(path: str | Path) -> tuple[Rule, ...]:
 
 
 def load_experiments(path: str | Path) -> Experiments:
-    return parse(Experiments, read_yaml(path) or {"layers": {}}, str(path))
+    """The experiments file; what its arms set must be settings of a stage."""
+    experiments = parse(Experiments, read_yaml(path) or {"layers": {}}, str(path))
+    for layer in experiments.layers.values():
+        for _, name, arm in layer.ranges():
+            for key, value in arm.set.items():
+                stage, _, setting = key.partition(".")
+                if stage not in OVERRIDABLE:
+                    raise SettingsError(
+                        f"{path}: {name} sets {key!r}: arms can set {', '.join(OVERRIDABLE)}.<setting>"
+                    )
+                parse(OVERRIDABLE[stage], {setting: value}, f"{path}: {name}: {stage}")
+    return experiments
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -145,15 +168,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def parse(kind: Any, tree: Any, where: str) -> Any:
-    """`tree` as a value of `kind`; SettingsError names `where` and the key."""
+def parse(kind: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str] | None = None) -> Any:
+    """`tree` as a value of `kind`; SettingsError names the key, and `where` or the place in `given`."""
     _check(tree, kind, where)
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        at = tuple(str(part) for part in first["loc"])
+        for keys, place in (given or {}).items():
+            if keys[: len(at)] == at[: len(keys)]:
+                where = place
+        key = ".".join(at)
         raise SettingsError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from error
+    except SettingsError as error:  # a value that refuses itself does not know where it was written
+        raise SettingsError(f"{where}: {error}") from error
 
 
 def _check(tree: Any, kind: Any, where: str) -> None:

@@ -30,6 +30,7 @@ def demo(
     from deployments.server import check_port, prepare
     from jobs.session import ray_session
     from recsys.cli.memory import PeakMemory
+    from recsys.datasets.sources import check_dataset
     from recsys.events.redis_server import start_redis
     from recsys.settings import load_settings
 
@@ -37,18 +38,21 @@ def demo(
     settings = load_settings(config, overrides={} if port is None else {"serving.port": port})
     folder = (workdir or Path("work") / dataset).absolute()
     settings = replace(settings, workdir=str(folder))
+    check_dataset(dataset, path)
     if settings.ray.address is None:
         check_port(settings.serving.host, settings.serving.port)
         prepare()  # Serve reads its environment from the Ray that it runs on
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"[dim]work directory {folder}[/dim]", highlight=False)
     with ExitStack() as ends, PeakMemory() as memory:
-        if settings.online_store.url is None:
+        embedded = settings.online_store.url is None
+        if embedded:
             redis = ends.enter_context(start_redis(folder / "redis"))
             settings = replace(settings, online_store=replace(settings.online_store, url=redis.url))
         ends.enter_context(ray_session(settings))
         done = run_steps(_steps(settings, dataset=dataset, path=path), folder=folder, console=console)
-        settings = _at_the_releases_moment(settings, folder)
+        settings = _at_the_releases_moment(settings)
+        _leave_settings(settings, folder / "recsys.yaml", embedded=embedded)
         evaluation = json.loads((folder / "evaluation" / "report.json").read_bytes())
         url, slates, seconds = _serve(settings, ends, console, evaluation)
         if report:
@@ -71,20 +75,26 @@ def demo(
             _stay(url, folder, console)
 
 
-def _at_the_releases_moment(settings: Any, folder: Path) -> Any:
+def _at_the_releases_moment(settings: Any) -> Any:
     """Settings whose clock stands still where the data's past ends, so that what is served is what was
-    evaluated; also written to `<workdir>/recsys.yaml`, for other commands on this work directory."""
+    evaluated."""
+    from jobs.workspace import Workspace
+
+    clock = Workspace(settings).windows.held_out
+    return replace(settings, serving=replace(settings.serving, clock=clock))
+
+
+def _leave_settings(settings: Any, path: Path, *, embedded: bool) -> None:
+    """For other commands on this work directory, while the demo serves and afterwards."""
     import yaml
     from pydantic import TypeAdapter
 
-    from jobs.workspace import Workspace
     from recsys.settings import Settings
 
-    clock = Workspace(settings).windows.held_out
-    settings = replace(settings, serving=replace(settings.serving, clock=clock))
+    if embedded:  # each command finds the Redis of the work directory, or starts it there
+        settings = replace(settings, online_store=replace(settings.online_store, url=None))
     tree = TypeAdapter(Settings).dump_python(settings, mode="json")
-    (folder / "recsys.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    return settings
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def _serve(

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -16,6 +17,7 @@ def serve(
 ) -> None:
     """Serve over HTTP. With --reload: after `recsys releases promote` or `rollback`."""
     from deployments.server import deploy_release, start
+    from recsys.events.redis_server import start_redis
     from recsys.settings import load_settings
 
     console = Console()
@@ -32,6 +34,9 @@ def serve(
                 raise UnavailableError(
                     f"no running Ray to reload ({error}): start one with `recsys serve`"
                 ) from error
+            if settings.online_store.url is None:
+                running = start_redis(settings.folder / "redis")  # the service's own, which runs
+                settings = replace(settings, online_store=replace(settings.online_store, url=running.url))
             served = deploy_release(placement, settings=settings, release=release, progress=status.update)
             console.print(f"serving release {served}", highlight=False)
             return

@@ -46,6 +46,9 @@ def run_steps(steps: Sequence[Step], *, folder: Path, console: Console) -> dict[
         kept = _kept(path)
         cached = kept.get("key") == key and step.holds()
         if not cached:
+            # Gone before it runs: a step that is killed midway has already overwritten what the marker of
+            # an earlier run, with other settings, vouches for.
+            path.unlink(missing_ok=True)
             start = time.perf_counter()
             figures = _with_bar(step, console)
             kept = {"key": key, "figures": figures, "seconds": round(time.perf_counter() - start, 2)}

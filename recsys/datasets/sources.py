@@ -21,13 +21,20 @@ def read_dataset(name: str, path: str | Path | None = None) -> Dataset:
 
     Raises DataError for an unknown name and for a path that can't be read.
     """
+    check_dataset(name, path)
+    return DATASETS[name](path)
+
+
+def check_dataset(name: str, path: str | Path | None = None) -> None:
+    """Raises DataError for an unknown name, a missing path, and one where nothing is: before long work."""
     if name not in DATASETS:
         raise DataError(f"no data set {name!r}; known: {', '.join(DATASETS)}; for your own file use --map")
     if path is None and name != "online-retail":
         raise DataError(
             f"{name} is not shipped with recsys (its license forbids it); give the path of its folder"
         )
-    return DATASETS[name](path)
+    if path is not None and not Path(path).exists():
+        raise DataError(f"nothing at {path}: give the file or folder of {name}")
 
 
 def fingerprint(name: str, path: str | Path | None = None) -> str:

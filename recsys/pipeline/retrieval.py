@@ -37,6 +37,18 @@ class RetrievalSettings:
     weights: Mapping[str, float] = field(default_factory=dict)  # in the fused order; 1 where not given
     deadline_ms: float = 1000.0  # of each source
 
+    def __post_init__(self) -> None:
+        names = {source.name.lower() for source in Sources} - {Sources.BACKFILL.name.lower()}
+        if set(self.candidates) != names:
+            odd = ", ".join(sorted(set(self.candidates) ^ names))
+            raise ValueError(
+                f"candidates must say how many for each of {', '.join(sorted(names))}: see {odd}"
+            )
+        if unknown := set(self.weights) - names:
+            raise ValueError(
+                f"weights of {', '.join(sorted(unknown))}: the sources are {', '.join(sorted(names))}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:

@@ -109,11 +109,12 @@ class Rules:
         removed = np.zeros(len(item), bool)
         if not self.dynamic:
             return removed
-        country = np.array(batch.country or (None,) * len(batch), object)
+        # From lists: an object array in which None stands beside a text becomes polars's Object, not String.
+        country = pl.Series("country", list(batch.country) or [None] * len(batch), dtype=pl.String)
         frame = self.items[item].with_columns(
-            pl.Series("country", country[request], dtype=pl.String),
+            country.gather(request),
             pl.Series("age", age, dtype=pl.Float64, nan_to_null=True),
-            pl.Series("scene", np.array(batch.scene, object)[request], dtype=pl.String),
+            pl.Series("scene", list(batch.scene), dtype=pl.String).gather(request),
         )
         for name, expression in self.dynamic:
             removed |= _evaluate(name, expression, frame)

@@ -54,7 +54,7 @@ class Release:
 def write_release(artifacts: Path, parts: Mapping[str, bytes], **facts: Any) -> Release:
     """Store `parts`, then the manifest with `facts` (the other fields of `Manifest`)."""
     hashes = {name: _store(artifacts, content) for name, content in sorted(parts.items())}
-    identity = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+    identity = _identity(hashes)
     manifest = Manifest(id=identity, parts=hashes, **facts)
     path = _manifest_path(artifacts, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,11 @@ def open_release(uri: str | Path) -> Release:
     path = Path(uri)
     try:
         manifest = Manifest(**json.loads(path.read_bytes()))
+        if manifest.id != (expected := _identity(manifest.parts)):
+            raise ReleaseError(
+                f"{path} was altered: its parts are those of {expected}, not of {manifest.id}: "
+                "build the release anew"
+            )
     except FileNotFoundError as error:
         raise ReleaseError(f"no release at {path}: build one with `python -m jobs.build_release`") from error
     except (ValueError, TypeError) as error:
@@ -85,6 +90,10 @@ def open_release(uri: str | Path) -> Release:
     return release
 
 
+def _identity(hashes: Mapping[str, str]) -> str:
+    return _sha256(json.dumps(dict(hashes), sort_keys=True).encode())[:12]
+
+
 def _manifest_path(artifacts: Path, identity: str) -> Path:
     return artifacts / "releases" / identity / "manifest.json"
 
@@ -92,7 +101,8 @@ def _manifest_path(artifacts: Path, identity: str) -> Path:
 def _store(artifacts: Path, content: bytes) -> str:
     digest = _sha256(content)
     path = artifacts / "parts" / digest
-    if not path.exists():
+    # A part that was altered on disk is written anew: that is what "build it anew" promises.
+    if not path.exists() or _sha256(path.read_bytes()) != digest:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, content)
     return digest

@@ -51,6 +51,10 @@ class Service:
         deploy_release(tree, settings=self.settings, release=release.uri)
         self.placement, self.release = placement, release
 
+    def deploy_champion(self) -> None:
+        """What `recsys serve --reload` does after the alias has moved."""
+        deploy_release(self.placement, settings=self.settings, release="champion")
+
     def ask(
         self, path: str, body: Any = None, *, raw: bytes | None = None, method: str | None = None
     ) -> Reply:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from recsys.pipeline.offline import batch_of
+from recsys.releases.manifest import Release
+from recsys.releases.registry import Registry
 from tests.deployments.service import Service, until
 from tests.world import ITEMS, NOW
 
@@ -241,16 +243,28 @@ def test_without_redis_only_what_hides_purchases_fails(laptop: Service) -> None:
     assert laptop.ask("/readyz").status == 200
 
 
-def test_a_release_rolls_over_without_a_failed_request(laptop: Service) -> None:
+def test_the_alias_rolls_the_service_over_and_back_without_a_failed_request(laptop: Service) -> None:
     ask = {"user_id": "u004", "n": 10}
-    old, new = laptop.release.manifest.id, laptop.other_release.manifest.id
-    before = laptop.ask(SLATE, ask).body
+    old, new = laptop.release, laptop.other_release
+    registry = Registry(f"sqlite:///{laptop.settings.folder / 'mlflow.db'}")
+    for release in (old, new):
+        version = registry.register(release.manifest.id, uri=release.uri)
+        registry.promote(version)
+    before = slate_ids(laptop.ask(SLATE, ask))
     with laptop.asking(ask) as replies:
-        laptop.deploy("laptop", laptop.other_release)
-        until(
-            lambda: {r.body["release"] for r in replies[-20:]} == {new}, within_s=10, what="the new release"
-        )
+        laptop.deploy_champion()
+        until(lambda: serves(replies, new), within_s=10, what="the champion")
+        assert slate_ids(replies[-1]) != before
+        registry.rollback()
+        laptop.deploy_champion()
+        until(lambda: serves(replies, old), within_s=10, what="the champion before")
+        assert slate_ids(replies[-1]) == before
     assert {reply.status for reply in replies} == {200}
-    assert {reply.body["release"] for reply in replies} == {old, new}
-    after = replies[-1].body
-    assert [item["item_id"] for item in after["items"]] != [item["item_id"] for item in before["items"]]
+
+
+def slate_ids(reply: Reply) -> list[str]:
+    return [item["item_id"] for item in reply.body["items"]]
+
+
+def serves(replies: list[Reply], release: Release) -> bool:
+    return {reply.body["release"] for reply in replies[-20:]} == {release.manifest.id}

