@@ -45,7 +45,7 @@ class AppArguments(_Strict):
     settings: str | dict[str, Any] | None = None  # path of a recsys.yaml, or its content; null = defaults
     release: str = "champion"  # an alias of the registry, or the path of a manifest
     placement: Placement = Placement()
-    step_timeout_s: float = 1.0  # of a step that is placed elsewhere
+    step_timeout_s: float = 2.0  # of a step that is placed elsewhere; above the sources' own deadline
 
 
 def build(arguments: AppArguments) -> serve.Application:

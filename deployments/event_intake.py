@@ -42,8 +42,8 @@ class EventIntake:
     def take(self, body: bytes, *, now: int) -> list[dict[str, Any]]:
         """One result for each event of the body, in order; accepted = appended to the bus.
 
-        Raises MalformedError, RequestError (no events, or too many), UnavailableError (nothing is
-        lost by sending all again: what was appended is dropped by its event id).
+        Raises MalformedError, RequestError (no events, or too many), UnavailableError (send all
+        again: nothing is lost, but what had been appended is then on the bus twice).
         """
         given = [_completed(event, now) for event in _events(body)]
         tables, why = _decoded(given)

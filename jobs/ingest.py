@@ -1,7 +1,7 @@
 """Reads a data set and ingests it: events to the event store, items to the catalog.
 
 python -m jobs.ingest --dataset online-retail
-python -m jobs.ingest --path events.csv --columns user=uid,item=sku,time=ts,type==purchase
+python -m jobs.ingest --path events.csv --map user=uid,item=sku,time=ts,type==purchase
 """
 
 import time
@@ -24,9 +24,9 @@ def read(
     *,
     dataset: str | None = None,
     path: str | None = None,
-    columns: str | None = None,
+    map: str | None = None,
     items: str | None = None,
-    item_columns: str | None = None,
+    item_map: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Data of any source in the contracts of events and items, as Parquet in `data/`."""
@@ -34,14 +34,14 @@ def read(
     folder.mkdir(parents=True, exist_ok=True)
     progress(0.0, "reading")
     events, found = pa.table({}), None
-    if columns:
+    if map:
         if not path:
             raise DataError("columns are mapped but no file is named: add --path FILE")
-        events, found = _tables(read_mapped(path, column_map=columns))
+        events, found = _tables(read_mapped(path, column_map=map))
     elif dataset or path:
         events, found = _tables(read_dataset(dataset or "online-retail", path))
     if items:
-        found = read_items(items, column_map=item_columns or "item=item_id,title=title")
+        found = read_items(items, column_map=item_map or "item=item_id,title=title")
     if found is None:
         raise DataError("nothing to read: name a --dataset, or a --path with its columns")
     pq.write_table(found, folder / "items.parquet", compression="zstd")
@@ -108,7 +108,7 @@ if __name__ == "__main__":
         description=__doc__,
         dataset="online-retail, movielens-100k or movielens-latest-small",
         path="a file or folder of the data set, or of your own events",
-        columns="columns of your own file: user=...,item=...,time=...,type=...",
+        map="columns of your own file: user=...,item=...,time=...,type=...",
         items="a catalog file",
-        item_columns="its columns: item=...,title=...,category=...,price=...",
+        item_map="its columns: item=...,title=...,category=...,price=...",
     )

@@ -128,6 +128,10 @@ class Interactions:
         keep = (self.histories.time >= start) & (self.histories.time < end)
         return Interactions(self.user_ids, _masked(self.histories, keep), self.items)
 
+    def below(self, items: int) -> "Interactions":
+        """Only the rows 0 .. items - 1, and what happened to them."""
+        return Interactions(self.user_ids, _masked(self.histories, self.histories.item < items), items)
+
 
 def _masked(histories: Histories, keep: np.ndarray) -> Histories:
     cumulative = np.concatenate(([0], np.cumsum(keep)))

@@ -29,6 +29,7 @@ def ray_cluster() -> Iterator[None]:
     from deployments.server import prepare
 
     prepare()  # so that Serve can run on it too
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
+    # "local": never join a cluster that somebody else started on this machine.
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
     yield
     ray.shutdown()

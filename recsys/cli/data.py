@@ -29,9 +29,9 @@ def ingest(
         settings,
         dataset=dataset,
         path=str(path) if path else None,
-        columns=map_,
+        map=map_,
         items=str(items) if items else None,
-        item_columns=item_map,
+        item_map=item_map,
     )
     console.print(describe(read), highlight=False)
     with ray_session(settings), console.status("ingesting"):

@@ -73,7 +73,7 @@ def _machine() -> Iterator[tuple[bool, str, str]]:
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     yield gib >= 6, "memory", f"{gib:.0f} GiB" + ("" if gib >= 6 else ": the demo needs 6")
     free = shutil.disk_usage(".").free / 2**30
-    yield free >= 2, "disk", f"{free:.0f} GiB free here"
+    yield free >= 2, "disk", f"{free:.0f} GiB free here; a work directory takes less than 1"
     cuda = Path("/dev/nvidia0").exists()
     yield True, "GPU", "there is one" if cuda else "none: training and index run on the CPU"
 
@@ -105,7 +105,11 @@ def _servers(settings: Any) -> Iterator[tuple[bool, str, str]]:
     host, port = settings.serving.host, settings.serving.port
     with socket.socket() as probe:
         taken = probe.connect_ex((host, port)) == 0
-    yield not taken, "HTTP port", f"{host}:{port} " + ("is taken: set serving.port" if taken else "is free")
+    yield (
+        True,
+        "HTTP port",
+        f"{host}:{port} " + ("is in use: another service needs another serving.port" if taken else "is free"),
+    )
 
 
 def _haproxy() -> tuple[bool, str, str]:

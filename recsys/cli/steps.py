@@ -46,17 +46,13 @@ def run_steps(steps: Sequence[Step], *, folder: Path, console: Console) -> dict[
         kept = _kept(path)
         cached = kept.get("key") == key and step.holds()
         if not cached:
-            # Gone before it runs: a step that is killed midway has already overwritten what the marker of
-            # an earlier run, with other settings, vouches for.
-            path.unlink(missing_ok=True)
+            # No marker while it runs: a step that is killed midway has already overwritten what the marker
+            # of an earlier run, with other settings, vouches for.
+            _write(path, None)
             start = time.perf_counter()
             figures = _with_bar(step, console)
             kept = {"key": key, "figures": figures, "seconds": round(time.perf_counter() - start, 2)}
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(kept))
-            except OSError as error:
-                raise DataError(f"can't write {path} ({error.strerror}): free some space there") from error
+            _write(path, kept)
         done[step.name] = {**kept, "cached": cached}
         say(console, step.name, 0.0 if cached else kept["seconds"], kept["figures"], cached=cached)
     return done
@@ -89,6 +85,18 @@ def _with_bar(step: Step, console: Console) -> dict[str, Any]:
     with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as bars:
         task = bars.add_task("starting", total=1.0, step=step.name)
         return step.run(progress=lambda share, doing: bars.update(task, completed=share, description=doing))
+
+
+def _write(path: Path, kept: dict[str, Any] | None) -> None:
+    """The marker of a finished step; None = there is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kept is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(kept))
+    except OSError as error:
+        raise DataError(f"can't write {path} ({error.strerror}): free some space there") from error
 
 
 def _kept(path: Path) -> dict[str, Any]:

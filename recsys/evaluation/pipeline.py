@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.errors import DataError
 from recsys.metrics import (
     bootstrap_interval,
     category_diversity_at,
@@ -51,8 +52,13 @@ def evaluate(
     rng: np.random.Generator,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """The report of `scene` at `now` over all items [V] of `category`."""
+    """The report of `scene` at `now` over all items [V] of `category`. Raises DataError for no users."""
     users = list(relevant)
+    if not users:
+        raise DataError(
+            f"nobody to evaluate scene {scene!r} by: no user with a past consumed anything that counts there "
+            "in the held-out window; set training.window_days higher"
+        )
     rankings: dict[str, list[np.ndarray]] = {}
     union: dict[str, list[np.ndarray]] = {}
     for answer in replay(recommender, users, scene=scene, now=now, n=DEPTH, progress=progress):

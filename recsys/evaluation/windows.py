@@ -60,7 +60,8 @@ def choose_windows(interactions: Interactions, *, days: int, slices: int) -> Win
         length *= 2
     raise DataError(
         f"too few users come back: the data must span {slices + 1} windows of {days} days or more after "
-        f"a first past, with {ENOUGH_USERS} returning users each (found {'; '.join(counts) or 'a span too short'}); "
+        f"a first past, with {ENOUGH_USERS} returning users each "
+        f"(found {'; '.join(counts) or 'a span too short'}); "
         "set training.window_days or training.slices lower, or bring more data"
     )
 

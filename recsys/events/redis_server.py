@@ -97,8 +97,10 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
             retry=Retry(NoBackoff(), 1),  # once, for a connection that went stale; by default it is ten times
         )
     except ValueError as error:
-        raise UnavailableError(f"{url!r} is no Redis url ({error}); write redis://host:port/0") from error
-    with redis_errors(url):
+        raise UnavailableError(
+            f"{without_password(url)!r} is no Redis url ({error}); write redis://host:port/0"
+        ) from error
+    with redis_errors(without_password(url)):
         client.ping()
     return client
 
@@ -114,6 +116,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from error
     except redis.OutOfMemoryError as error:
         raise UnavailableError(f"Redis at {url} is full ({error}); raise its maxmemory") from error
+
+
+def without_password(url: str) -> str:
+    """For messages, which end in logs and in answers over HTTP."""
+    return re.sub(r"://[^@/]*@", "://***@", url)
 
 
 def url_of(client: redis.Redis) -> str:

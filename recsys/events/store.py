@@ -130,7 +130,7 @@ class EventStore:
             raise self._conflict(name, str(error)) from error
         except (DeltaError, OSError) as error:
             raise UnavailableError(
-                f"can't write {self._uri(name)} ({error}); check store.uri and its rights"
+                f"can't write {self._uri(name)} ({error}); check the work directory's rights"
             ) from error
         return len(rows)
 
@@ -151,7 +151,7 @@ class EventStore:
     def _existing(self, name: str, version: int | None) -> DeltaTable:
         table = self._open(name, version)
         if table is None:
-            raise DataError(f"no events in {self.uri}: run `recsys ingest` first, or correct store.uri")
+            raise DataError(f"no events in {self.uri}: run `recsys ingest` first, or correct workdir")
         return table
 
     def _open(self, name: str, version: int | None = None) -> DeltaTable | None:
@@ -161,7 +161,9 @@ class EventStore:
             return None
         except (DeltaError, OSError) as error:
             at = "" if version is None else f" at version {version}"
-            raise UnavailableError(f"can't open {self._uri(name)}{at} ({error}); check store.uri") from error
+            raise UnavailableError(
+                f"can't open {self._uri(name)}{at} ({error}); check the work directory"
+            ) from error
 
     def _conflict(self, name: str, what: str) -> UnavailableError:
         return UnavailableError(

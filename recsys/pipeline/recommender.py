@@ -54,8 +54,11 @@ class Recommender:
         order = np.lexsort((place, candidates.request))
         chosen = order[~np.isnan(place[order])]
         starts = np.searchsorted(candidates.request[chosen], np.arange(len(batch) + 1))
+        # What was not ranked must not pass as ranked: its fused score only ordered it.
+        unranked = ["ranking" in admitted for admitted in candidates.degraded] or [False] * len(batch)
+        score = np.where(np.array(unranked)[candidates.request], np.nan, candidates.score)
         items = [
-            SlateItem(int(candidates.item[c]), float(candidates.score[c]), Sources(int(candidates.source[c])))
+            SlateItem(int(candidates.item[c]), float(score[c]), Sources(int(candidates.source[c])))
             for c in chosen
         ]
         return tuple(

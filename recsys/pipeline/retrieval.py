@@ -38,7 +38,7 @@ class RetrievalSettings:
     deadline_ms: float = 1000.0  # of each source
 
     def __post_init__(self) -> None:
-        names = {source.name.lower() for source in Sources} - {Sources.BACKFILL.name.lower()}
+        names = {str(source.name).lower() for source in Sources if source != Sources.BACKFILL}
         if set(self.candidates) != names:
             odd = ", ".join(sorted(set(self.candidates) ^ names))
             raise ValueError(

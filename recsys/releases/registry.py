@@ -96,7 +96,7 @@ class Registry:
         found = self._find(alias)
         if found is None:
             remedy = {
-                CHAMPION: "promote a release first (recsys release promote)",
+                CHAMPION: "promote a release first (`recsys releases promote`)",
                 CHALLENGER: "register a release and set the alias",
                 PREVIOUS: "nothing was promoted twice, so there is nothing to go back to",
             }.get(alias, f"aliases are {CHAMPION}, {CHALLENGER} and {PREVIOUS}")
@@ -157,7 +157,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise ReleaseError(
-                    f"{missing} of {self.name!r} is not in {self.uri}; list what is there with `versions`"
+                    f"{missing} of {self.name!r} is not in {self.uri}; `recsys releases list` shows what is"
                 ) from error
             if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise ReleaseError(f"{self.uri} refused {missing}: {_first_line(error)}") from error

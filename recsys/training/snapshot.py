@@ -5,7 +5,7 @@ here, in seconds. One function serves the release and the ranker's training slic
 slices are replayed with models made exactly as the served ones.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def fit_snapshot(
     `category` int32 [V] of all items of the catalog.
     """
     items = len(tower.item_vectors)
-    past = replace(interactions.before(tower.cutoff), items=items)
+    # An item may be bought before the day that its record calls `published_at`.
+    past = interactions.before(tower.cutoff).below(items)
     return Snapshot(
         as_of=tower.cutoff,
         encoder=UserEncoder.from_arrays(tower.encoder),

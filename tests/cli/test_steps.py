@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from recsys.cli.steps import Step, describe, run_steps
+from recsys.errors import DataError
 
 
 @dataclass
@@ -131,8 +132,6 @@ def test_a_corrupted_marker_is_redone(shop, content):
 
 
 def test_a_folder_that_can_not_be_written_is_named(shop):
-    from recsys.errors import DataError
-
     (shop.folder / "steps").write_text("in the way")
     with pytest.raises(DataError, match=r"steps/read\.json .*free some space"):
         shop.run()

@@ -12,7 +12,7 @@ import pytest
 from recsys.pipeline.offline import batch_of
 from recsys.releases.manifest import Release
 from recsys.releases.registry import Registry
-from tests.deployments.service import Service, until
+from tests.deployments.service import Reply, Service, until
 from tests.world import ITEMS, NOW
 
 BUY = {"user_id": "u110", "item_id": "i1", "event_type": "purchase", "value": 3.0, "quantity": 1}

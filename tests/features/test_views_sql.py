@@ -1,5 +1,6 @@
 """The feature views against SQL on the raw log: what an analyst would count is what the models get."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import duckdb
@@ -32,7 +33,7 @@ def log() -> Interactions:
 
 
 @pytest.fixture(scope="module")
-def database(log: Interactions) -> duckdb.DuckDBPyConnection:
+def database(log: Interactions) -> Iterator[duckdb.DuckDBPyConnection]:
     events = log.histories
     raw = pa.table(
         {
@@ -48,7 +49,8 @@ def database(log: Interactions) -> duckdb.DuckDBPyConnection:
     connection.register("events_view", raw)
     connection.register("categories", pa.table({"item": np.arange(len(CATEGORY)), "code": CATEGORY}))
     connection.execute("CREATE TABLE events AS SELECT * FROM events_view")
-    return connection
+    yield connection
+    connection.close()
 
 
 USER_SQL = """

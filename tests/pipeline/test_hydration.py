@@ -78,7 +78,7 @@ def test_without_the_store_a_scene_that_hides_is_refused():
 
 
 def test_an_unknown_scene_is_refused_before_the_store_is_asked():
-    with pytest.raises(RequestError, match="'basket'.*discover, home"):
+    with pytest.raises(RequestError, match=r"'basket'.*discover, home"):
         hydrate(batch_of(IDS, scene="basket", now=NOW, n=5), DeadStore())
 
 

@@ -194,6 +194,29 @@ def test_labels_are_of_candidates_and_the_rules_keep_theirs_out():
     assert set(np.unique(rows.label)) == {0.0, 1.0}
 
 
+def test_an_item_that_was_bought_before_it_was_published():
+    """A shop's catalog says since when an item is listed anew, and it was sold before: the models of a
+    moment cover fewer items than the events before it name. Co-purchase counting crashed on them."""
+    log, known = world().interactions, 100
+    assert (log.before(EARLIER).histories.item >= known).any()
+    (tower,) = train_two_tower(
+        log,
+        tokens=hash_tokens(item_frame()["title"].to_list()),
+        category=CATEGORY,
+        cutoffs=[EARLIER],
+        sizes=[known],
+        settings=TwoTowerTraining(model=TwoTowerSettings(), batch=32, steps=2, steps_more=0),
+        seed=3,
+    )
+    snapshot = fit_snapshot(log, tower=tower, category=CATEGORY, settings=TableSettings())
+    parts = replace(world().parts, items=item_frame()[:known], snapshot=snapshot)
+    past = recommender(parts, users=PointInTimeUsers(log, EARLIER), shards=shards(snapshot.vectors))
+    for scene in ("home", "discover"):
+        for answer in replay(past, log.user_ids[:40].tolist(), scene=scene, now=EARLIER, n=20):
+            assert [len(slate.items) for slate in answer.slates] == [20] * 40
+            assert answer.candidates.item.max() < known
+
+
 def test_a_bare_batch():
     batch = batch_of(["a", "b"], scene="home", now=5, n=3)
     assert len(batch) == 2

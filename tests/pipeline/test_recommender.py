@@ -314,6 +314,7 @@ def test_without_the_ranker_retrieval_order_stands_and_is_not_passed_off_as_rank
         assert slate.degraded == ("ranking", "diversity")
         mine = slice(candidates.offsets[request], candidates.offsets[request + 1])
         fused = dict(zip(candidates.item[mine].tolist(), candidates.scores[FUSED][mine], strict=True))
+        assert all(np.isnan(item.score) for item in slate.items)
         order = [fused[item.item] for item in slate.items if Sources.BACKFILL not in item.sources]
         assert order == sorted(order, reverse=True)
 

@@ -60,7 +60,7 @@ def test_merging_is_its_definition(lists, weight):
     weights = {"ease": weight}
     requests = len(next(iter(lists.values())))
     candidates = merge(
-        {n: retrieved(l, name=n) for n, l in lists.items()}, requests=requests, weights=weights
+        {n: retrieved(of, name=n) for n, of in lists.items()}, requests=requests, weights=weights
     )
     slow = merge_slowly(lists, weights)
     assert candidates.counts.tolist() == [len(of) for of in slow]
