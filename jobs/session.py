@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from jobs.workspace import Progress
-from recsys.errors import RecsysError, UnavailableError
+from recsys.errors import UnavailableError, in_one_line
 from recsys.settings import Settings, load_settings
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -43,10 +43,11 @@ def run_job(job: Callable[..., dict[str, Any]], *, description: str | None, **ar
         with ray_session(settings):
             figures = job(settings, progress=to_stderr(), **{k: v for k, v in given.items() if v is not None})
         print(json.dumps(figures))
-    except RecsysError as error:
-        if debug:
+    except Exception as error:
+        told = in_one_line(error)
+        if told is None or debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 

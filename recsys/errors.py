@@ -12,6 +12,10 @@ A message is one line: the value, the place, the remedy. The command line prints
 traceback and exits with 2; the HTTP gateway turns it into one body shape.
 """
 
+import errno
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
 
 class RecsysError(Exception):
     """Base of all errors that recsys raises on purpose."""
@@ -41,3 +45,16 @@ class RuleError(RecsysError):
 
 class ReleaseError(RecsysError):
     code = "release"
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What a person is told of an error, in one line; None for a bug, whose traceback is wanted.
+
+    A full or read-only disk can stop any step, so it is told apart here and not at each write.
+    """
+    if isinstance(error, RecsysError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = error.filename or "to disk"
+        return f"can't write {where} ({error.strerror}): free space there, or use another folder"
+    return None

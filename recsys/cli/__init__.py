@@ -9,7 +9,7 @@ import sys
 import typer
 
 from recsys.cli import data, demo, doctor, look, releases, service
-from recsys.errors import RecsysError
+from recsys.errors import in_one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,8 +38,9 @@ app.add_typer(releases.app, name="releases")
 def main() -> None:
     try:
         app()
-    except RecsysError as error:
-        if DEBUG["on"]:
+    except Exception as error:
+        told = in_one_line(error)
+        if told is None or DEBUG["on"]:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)

@@ -14,6 +14,8 @@ from rich.console import Console
 from recsys.cli.service import until_stopped
 from recsys.cli.steps import Step, run_steps, say, terminal
 
+SOURCE = "source"  # in data/: the fingerprint of what was read
+
 
 def demo(
     dataset: str = typer.Option(
@@ -30,7 +32,8 @@ def demo(
     from deployments.server import check_port, prepare
     from jobs.session import ray_session
     from recsys.cli.memory import PeakMemory
-    from recsys.datasets.sources import check_dataset
+    from recsys.datasets.sources import check_dataset, fingerprint
+    from recsys.errors import DataError
     from recsys.events.redis_server import start_redis
     from recsys.settings import load_settings
 
@@ -39,6 +42,9 @@ def demo(
     folder = (workdir or Path("work") / dataset).absolute()
     settings = replace(settings, workdir=str(folder))
     check_dataset(dataset, path)
+    _check_workdir(folder, fingerprint(dataset, path))
+    if report and not report.absolute().parent.is_dir():
+        raise DataError(f"can't write {report}: there is no folder {report.absolute().parent}")
     if settings.ray.address is None:
         check_port(settings.serving.host, settings.serving.port)
         prepare()  # Serve reads its environment from the Ray that it runs on
@@ -140,6 +146,15 @@ def _stay(url: str, folder: Path, console: Console) -> None:
     console.print("stopping")
 
 
+def _check_workdir(folder: Path, source: str) -> None:
+    """A work directory holds one data set: events of two would be trained on together. Raises DataError."""
+    from recsys.errors import DataError
+
+    mark = folder / "data" / SOURCE
+    if mark.exists() and mark.read_text() != source:
+        raise DataError(f"{folder} holds another data set: choose another --workdir, or delete this one")
+
+
 def _steps(settings: Any, *, dataset: str, path: str | None) -> list[Step]:
     from pydantic import TypeAdapter
 
@@ -159,17 +174,23 @@ def _steps(settings: Any, *, dataset: str, path: str | None) -> list[Step]:
         return lambda progress: job(settings, progress=progress)
 
     source = fingerprint(dataset, path)
+
+    def read(progress: Any) -> dict[str, Any]:
+        figures = ingest.read(settings, dataset=dataset, path=path, progress=progress)
+        (settings.folder / "data" / SOURCE).write_text(source)
+        return figures
+
     return [
         Step(
             "data",
-            lambda progress: ingest.read(settings, dataset=dataset, path=path, progress=progress),
+            read,
             ["recsys/datasets"],
             source,
         ),
         Step(
             "ingest",
             of(ingest.ingest),
-            ["recsys/events", "recsys/catalog.py", "jobs/ingest.py"],
+            ["recsys/events", "recsys/catalog.py", "recsys/types.py", "recsys/hashing.py", "jobs/ingest.py"],
             tree["events"],
         ),
         Step(

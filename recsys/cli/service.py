@@ -1,4 +1,4 @@
-"""`recsys serve`: the service of a release, in a placement, until Ctrl-C."""
+"""`recsys serve`: a release in a placement, until Ctrl-C. It imports ray, to reload a service that runs."""
 
 import signal
 from contextlib import suppress

@@ -218,4 +218,4 @@ def _answers(port: int) -> int | None:
 
 def _last_line(folder: Path) -> str:
     lines = (folder / "redis.log").read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"
+    return lines[-1] if lines else "it printed nothing (is the disk full?)"

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,12 +161,29 @@ def test_recommend_and_similar_in_the_terminal(demo):
     assert "Traceback" not in gone.stderr
 
 
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory) -> Iterator[Path]:
+    """A file system of its own with nothing free."""
+    folder = tmp_path_factory.mktemp("full")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["demo", "--path", "nowhere.csv"], "nowhere.csv"),
         (["demo", "--dataset", "netflix"], "no data set 'netflix'"),
         (["demo", "--dataset", "movielens-100k"], "not shipped"),
+        (["demo", "--report", "no/such/folder.json"], "no folder"),
+        (["demo", "--workdir", "{full}"], "is the disk full?"),
+        (["demo", "--workdir", "{held}", "--path", "{one}"], "holds another data set"),
         (["demo", "--config", "{bad}"], "unknown key 'training.slice'"),
         (["demo", "--config", "{dead}"], "redis://127.0.0.1:1/0"),
         (["recommend", "u1", "--scene", "cart", "--config", "{dead}"], "unknown scene 'cart'"),
@@ -174,9 +193,10 @@ def test_recommend_and_similar_in_the_terminal(demo):
         (["releases", "list", "--config", "no.yaml"], "can't read no.yaml"),
     ],
 )
-def test_bad_input_is_one_line_with_the_remedy(arguments, expected, tmp_path, demo):
+def test_bad_input_is_one_line_with_the_remedy(arguments, expected, tmp_path, demo, full_disk):
     (tmp_path / "bad.yaml").write_text("training: {slice: 3}\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "one.csv").write_text("Invoice,StockCode\n1,2\n")
     settings = yaml.safe_load((demo[0] / "recsys.yaml").read_text())
     settings["online_store"]["url"] = "redis://127.0.0.1:1/0"
     (tmp_path / "dead.yaml").write_text(yaml.safe_dump(settings))
@@ -188,10 +208,13 @@ def test_bad_input_is_one_line_with_the_remedy(arguments, expected, tmp_path, de
             "empty": tmp_path / "empty.csv",
             "dead": tmp_path / "dead.yaml",
             "taken": taken.getsockname()[1],
+            "full": full_disk / "work",
+            "held": demo[0],
+            "one": tmp_path / "one.csv",
         }
         given = [argument.format(**names) for argument in arguments]
         if arguments[0] == "demo":
-            given += ["--workdir", str(tmp_path / "work"), "--stop"]
+            given += ["--stop"] + ([] if "--workdir" in given else ["--workdir", str(tmp_path / "work")])
             if "--port" not in given:
                 given += ["--port", str(free_port())]
         elif arguments[0] == "ingest":
