@@ -5,8 +5,7 @@ alias becomes the path of a manifest and the settings become plain values, so th
 neither MLflow nor torch. Deploying again after the alias moved rolls the replicas to that release.
 """
 
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -16,8 +15,10 @@ from deployments.gateway import Gateway, GatewayOptions
 from deployments.index_shard import IndexShard
 from deployments.stage import Stage
 from recsys.errors import SettingsError
-from recsys.releases.manifest import Release, open_release
+from recsys.releases.manifest import Release
 from recsys.releases.parts import shard_names
+from recsys.releases.registry import resolve
+from recsys.settings import Settings, load_settings, parse
 
 Place = Literal["inline", "deployment"]
 
@@ -50,8 +51,6 @@ class AppArguments(_Strict):
 
 def build(arguments: AppArguments) -> serve.Application:
     """The application. Raises SettingsError, ReleaseError, UnavailableError."""
-    from recsys.settings import Settings, load_settings, parse  # imports torch: not for replicas
-
     if isinstance(arguments.settings, dict):
         settings = parse(Settings, arguments.settings, "args.settings")
     else:
@@ -61,7 +60,6 @@ def build(arguments: AppArguments) -> serve.Application:
         raise SettingsError(
             "online_store.url is not set: name a Redis, or use `recsys serve`, which starts one"
         )
-    registry = settings.registry.uri or f"sqlite:///{settings.folder.absolute() / 'mlflow.db'}"
     options = GatewayOptions(
         online_store_url=store_url,
         bus_url=settings.bus.url or store_url,
@@ -76,7 +74,7 @@ def build(arguments: AppArguments) -> serve.Application:
         step_timeout_s=arguments.step_timeout_s,
     )
     return graph(
-        resolve(arguments.release, registry=registry, model=settings.registry.model),
+        resolve(arguments.release, registry=settings.registry_uri, model=settings.registry.model),
         options=options,
         placement=arguments.placement,
         event_types=settings.training.event_types,
@@ -111,16 +109,3 @@ def graph(
 
 def _named(deployment: Any, name: str) -> serve.Deployment:
     return deployment.options(name=name)  # type checkers take a decorated class for the class itself
-
-
-def resolve(release: str, *, registry: str, model: str) -> Release:
-    """The release of an alias, or of the path of its manifest."""
-    if release.endswith(".json"):
-        return open_release(Path(release).absolute())
-    from recsys.releases.registry import Alias, Registry  # imports MLflow: not for replicas
-
-    if release not in get_args(Alias):
-        raise SettingsError(
-            f"release {release!r}: name an alias ({', '.join(get_args(Alias))}) or the path of a manifest"
-        )
-    return open_release(Registry(registry, name=model).resolve(cast(Alias, release)).uri)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from recsys.types import Slate, Sources
+from recsys.types import Slate
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -105,7 +105,7 @@ def slate_body(
                 "item_id": ids[entry.item],
                 "title": titles[entry.item],
                 "score": None if math.isnan(entry.score) else entry.score,
-                "sources": source_names(entry.sources),
+                "sources": [source.label for source in entry.sources],
                 "position": place,
             }
             for place, entry in enumerate(slate.items, start=1)
@@ -113,7 +113,3 @@ def slate_body(
         "arms": dict(slate.arms),
         "degraded": list(slate.degraded),
     }
-
-
-def source_names(sources: Sources) -> list[str]:
-    return [source.name.lower() for source in Sources if source in sources and source.name]

@@ -33,7 +33,7 @@ from deployments.metrics import Counted, GatewayMetrics, exposition
 from deployments.online_users import OnlineUsers
 from deployments.stage import placed, shards_of
 from recsys.errors import RequestError, RuleError, UnavailableError
-from recsys.events.validation import DEFAULT_SETTINGS, ValidationSettings
+from recsys.events.validation import ValidationSettings
 from recsys.pipeline.scenes import check_scenes
 from recsys.pipeline.similar import Similar
 from recsys.releases.manifest import open_release
@@ -49,15 +49,15 @@ class GatewayOptions:
 
     online_store_url: str
     bus_url: str
-    partitions: int = 4
-    time_to_live_s: int = 0
-    validation: ValidationSettings = DEFAULT_SETTINGS
-    max_n: int = 100
-    default_n: int = 20
-    clock: int | None = None  # epoch seconds at which time stands still; None = now
-    batch: int = 64
-    batch_wait_s: float = 0.002
-    step_timeout_s: float = 1.0  # of a step that is placed elsewhere
+    partitions: int
+    time_to_live_s: int
+    validation: ValidationSettings
+    max_n: int
+    default_n: int
+    clock: int | None  # epoch seconds at which time stands still; None = now
+    batch: int
+    batch_wait_s: float
+    step_timeout_s: float  # of a step that is placed elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,6 @@ class Gateway:
                 "items": manifest.items,
                 "scenes": sorted(self.scenes),
                 "evaluation": manifest.evaluation,
-                "checks": manifest.checks,
             }
         )
 

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from recsys.errors import RecsysError, SettingsError, UnavailableError
 from recsys.events.redis_server import start_redis
+from recsys.releases.registry import resolve
 from recsys.settings import Settings, read_yaml
 
 APPLICATION = "recsys"
@@ -130,12 +131,9 @@ def deploy_release(
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    from deployments.app import resolve  # after `prepare`: it imports Serve
-
     deploy = read_config(config) if not isinstance(config, dict) else config
-    settings = replace(settings, workdir=str(settings.folder.absolute()))
-    registry = settings.registry.uri or f"sqlite:///{settings.folder / 'mlflow.db'}"
-    opened = resolve(release, registry=registry, model=settings.registry.model)
+    settings = replace(settings, workdir=str(settings.folder))
+    opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
     application = deploy["applications"][0]
     application["name"] = APPLICATION
     application["args"] = application.get("args", {}) | {

@@ -32,14 +32,15 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         (ready,), _ = ray.wait(list(waiting))
         found[waiting.pop(ready)] = ray.get(ready)
     folder = workspace.folder / "evaluation"
-    report: dict[str, dict[str, Any]] = {
-        PROTOCOLS[scene.hide_consumed]: {
+    report: dict[str, dict[str, Any]] = {}
+    for name, scene in settings.pipeline.scenes.items():
+        protocol = PROTOCOLS[scene.hide_consumed]
+        # A further scene of the same protocol goes by its own name.
+        report[name if protocol in report else protocol] = {
             "scene": name,
             "users": found[name].users,
             "lines": found[name].lines,
         }
-        for name, scene in settings.pipeline.scenes.items()
-    }
     slates = {name: found[name].slates for name in found}
     write_atomically(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomically(folder / "slates.json", json.dumps(slates).encode())

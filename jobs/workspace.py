@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import xgboost
 
 from recsys.catalog import Catalog
@@ -50,7 +52,7 @@ class Workspace:
 
     @property
     def folder(self) -> Path:
-        return Path(self.settings.workdir).absolute()
+        return self.settings.folder
 
     @cached_property
     def store(self) -> EventStore:
@@ -65,9 +67,9 @@ class Workspace:
         """All consumption in the event store, by the rows of the catalog."""
         kinds = self.settings.training.event_types
         events = self.store.read()
-        of_kind = events.filter([kind in kinds for kind in events["event_type"].to_pylist()])
+        of_kind = events.filter(pc.is_in(events["event_type"], value_set=pa.array(kinds)))
         if not len(of_kind):
-            found = sorted(set(events["event_type"].to_pylist()))
+            found = sorted(pc.unique(events["event_type"]).to_pylist())
             raise DataError(
                 f"no event of type {' or '.join(kinds)} in {self.folder / 'events'}: there are "
                 f"{', '.join(found)}; name those that count as consumption in training.event_types"
@@ -142,8 +144,7 @@ class Workspace:
 
     @property
     def registry(self) -> Registry:
-        registry = self.settings.registry
-        return Registry(registry.uri or f"sqlite:///{self.folder / 'mlflow.db'}", name=registry.model)
+        return Registry(self.settings.registry_uri, name=self.settings.registry.model)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

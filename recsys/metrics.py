@@ -3,7 +3,7 @@
 A ranking is int32 [B, K] item rows, best first, -1 = nothing at this place (short rankings are
 padded at the end). What is relevant is a ragged column: `offsets` [B + 1] and item rows. A request
 with nothing relevant has no recall and no NDCG: NaN, left out of means. Ties are the ranker's to
-break (`types.order_by_score` breaks them by item row); a NaN score must not get this far.
+break (`types.rank_by_score` breaks them by item row); a NaN score must not get this far.
 """
 
 import numpy as np

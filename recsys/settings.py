@@ -101,7 +101,11 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        return Path(self.workdir)
+        return Path(self.workdir).absolute()
+
+    @property
+    def registry_uri(self) -> str:
+        return self.registry.uri or f"sqlite:///{self.folder / 'mlflow.db'}"
 
 
 def load_settings(

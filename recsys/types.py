@@ -43,6 +43,10 @@ class Sources(IntFlag):
     POPULARITY = 32
     BACKFILL = 64
 
+    @property
+    def label(self) -> str:
+        return str(self.name).lower()
+
 
 def ragged_index(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Flat indices of B runs, `starts[b] + 0 .. counts[b] - 1`, int64 [sum(counts)]."""
@@ -86,6 +90,12 @@ class Histories:
         rows = ragged_index(self.offsets[requests], counts)
         return Histories(offsets_of(counts), *(getattr(self, c)[rows] for c in self.COLUMNS))
 
+    def where(self, keep: np.ndarray) -> "Histories":
+        """The same users with only the events of `keep` bool [M]."""
+        before = np.concatenate(([0], np.cumsum(keep)))
+        offsets = before[self.offsets].astype(np.int32)
+        return Histories(offsets, *(getattr(self, c)[keep] for c in self.COLUMNS))
+
     @classmethod
     def empty(cls, requests: int = 0) -> "Histories":
         return cls(
@@ -121,29 +131,16 @@ class Interactions:
     def before(self, now: int) -> "Interactions":
         """Only what happened strictly before `now`; users stay, items first seen later lose their events."""
         keep = self.histories.time < now
-        return Interactions(self.user_ids, _masked(self.histories, keep), self.items)
-
-    def between(self, start: int, end: int) -> "Interactions":
-        """Only what happened in [start, end)."""
-        keep = (self.histories.time >= start) & (self.histories.time < end)
-        return Interactions(self.user_ids, _masked(self.histories, keep), self.items)
+        return Interactions(self.user_ids, self.histories.where(keep), self.items)
 
     def below(self, items: int) -> "Interactions":
         """Only the rows 0 .. items - 1, and what happened to them."""
-        return Interactions(self.user_ids, _masked(self.histories, self.histories.item < items), items)
-
-
-def _masked(histories: Histories, keep: np.ndarray) -> Histories:
-    cumulative = np.concatenate(([0], np.cumsum(keep)))
-    return Histories(
-        cumulative[histories.offsets].astype(np.int32),
-        *(getattr(histories, c)[keep] for c in Histories.COLUMNS),
-    )
+        return Interactions(self.user_ids, self.histories.where(self.histories.item < items), items)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestBatch:
-    """B requests that cross each stage together. The first five columns come from the request;
+    """B requests that cross each stage together. The first six columns come from the request;
     `arms` from the experiments step; the rest from the hydrator."""
 
     user_ids: tuple[str, ...]  # [B]
@@ -269,13 +266,16 @@ class Candidates:
         )
 
 
-def order_by_score(candidates: Candidates) -> np.ndarray:
-    """Flat rows sorted by request, then alive first, then score (NaN last), then item row; int64 [N].
+def rank_by_score(candidates: Candidates) -> np.ndarray:
+    """Rank of each candidate in its request, 0 = best: alive first, then score (NaN last); int64 [N].
 
     The item row breaks ties, so that equal scores come out alike on every machine and placement.
     """
     score = np.where(np.isnan(candidates.score), -np.inf, candidates.score)
-    return np.lexsort((candidates.item, -score, ~candidates.alive, candidates.request))
+    order = np.lexsort((candidates.item, -score, ~candidates.alive, candidates.request))
+    rank = np.empty(len(candidates), np.int64)
+    rank[order] = np.arange(len(candidates)) - candidates.offsets[:-1][candidates.request[order]]
+    return rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,4 +37,4 @@ def ingest(
     with ray_session(settings), console.status("ingesting"):
         stored = job.ingest(settings)
     console.print(describe(stored), highlight=False)
-    console.print(f"[dim]in {settings.folder.absolute()}[/dim]", highlight=False)
+    console.print(f"[dim]in {settings.folder}[/dim]", highlight=False)

@@ -80,7 +80,7 @@ def _machine() -> Iterator[tuple[bool, str, str]]:
 
 def _servers(settings: Any) -> Iterator[tuple[bool, str, str]]:
     from recsys.errors import RecsysError
-    from recsys.events.redis_server import connect, find_binary
+    from recsys.events.redis_server import connect, find_binary, without_password
 
     url = settings.online_store.url
     if url is None:
@@ -88,18 +88,18 @@ def _servers(settings: Any) -> Iterator[tuple[bool, str, str]]:
             yield (
                 True,
                 "online store",
-                f"embedded: {find_binary()}, data in {settings.folder.absolute() / 'redis'}",
+                f"embedded: {find_binary()}, data in {settings.folder / 'redis'}",
             )
         except RecsysError as error:
             yield False, "online store", str(error)
     else:
         try:
             connect(url)
-            yield True, "online store", f"{url} answers"
+            yield True, "online store", f"{without_password(url)} answers"
         except RecsysError as error:
             yield False, "online store", str(error)
-    yield True, "bus", settings.bus.url or "Redis Streams on the online store's server"
-    yield True, "registry", settings.registry.uri or f"SQLite: {settings.folder.absolute() / 'mlflow.db'}"
+    yield True, "bus", without_password(settings.bus.url or "Redis Streams on the online store's server")
+    yield True, "registry", without_password(settings.registry_uri)
     yield True, "Ray", settings.ray.address or "a local cluster, started and stopped by each command"
     yield _haproxy()
     host, port = settings.serving.host, settings.serving.port

@@ -38,7 +38,7 @@ def recommend(
     with ExitStack() as ends:
         url = settings.online_store.url
         if url is None:
-            url = ends.enter_context(start_redis(settings.folder.absolute() / "redis")).url
+            url = ends.enter_context(start_redis(settings.folder / "redis")).url
         made = recommender(parts, users=OnlineUsers(url, clock=now), shards=local_shards(opened))
         answer = asyncio.run(made.recommend(batch_of([user], scene=scene, now=now, n=n)))
     slate = answer.slates[0]
@@ -47,10 +47,7 @@ def recommend(
     _print(
         console,
         f"{scene} for {user} (release {opened.manifest.id}{admits})",
-        [
-            (item.item, item.score, ", ".join(s.name.lower() for s in item.sources))  # type: ignore[union-attr]
-            for item in slate.items
-        ],
+        [(item.item, item.score, ", ".join(source.label for source in item.sources)) for item in slate.items],
         parts.items,
     )
     took = ", ".join(f"{step} {1000 * s:.1f}" for step, s in answer.trace.seconds.items())
@@ -92,15 +89,10 @@ def similar(
     )
 
 
-def _opened(settings: Any, release: Any) -> Any:
-    """The release of an alias or manifest path. Raises ReleaseError."""
-    from recsys.releases.manifest import open_release
-    from recsys.releases.registry import Registry
+def _opened(settings: Any, release: str) -> Any:
+    from recsys.releases.registry import resolve
 
-    if "/" in release:
-        return open_release(release)
-    uri = settings.registry.uri or f"sqlite:///{settings.folder.absolute() / 'mlflow.db'}"
-    return open_release(Registry(uri, name=settings.registry.model).resolve(release).uri)
+    return resolve(release, registry=settings.registry_uri, model=settings.registry.model)
 
 
 def _print(console: Console, title: str, rows: list[tuple[int, float, str]], items: Any) -> None:

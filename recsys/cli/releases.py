@@ -51,8 +51,7 @@ def _registry(config: Path | None) -> Any:
     from recsys.settings import load_settings
 
     settings = load_settings(config)
-    uri = settings.registry.uri or f"sqlite:///{settings.folder.absolute() / 'mlflow.db'}"
-    return Registry(uri, name=settings.registry.model)
+    return Registry(settings.registry_uri, name=settings.registry.model)
 
 
 def _say(what: str, one: Any) -> None:

@@ -102,9 +102,9 @@ def _rankings(candidates: Candidates) -> dict[str, np.ndarray]:
     """Each line's ranking, int32 [B, DEPTH], -1 padded."""
     bits = {source: (candidates.source & source) > 0 for source in Sources if source != Sources.BACKFILL}
     lines = {
-        _name(source): _top(candidates, candidates.scores[_name(source)], who)
+        source.label: _top(candidates, candidates.scores[source.label], who)
         for source, who in bits.items()
-        if _name(source) in candidates.scores
+        if source.label in candidates.scores
     }
     proposed = candidates.source != Sources.BACKFILL
     passed = np.isin(candidates.removed_by, AFTER_RULES) & proposed
@@ -113,10 +113,6 @@ def _rankings(candidates: Candidates) -> dict[str, np.ndarray]:
     place = candidates.scores[POSITION]
     lines[DIVERSIFIED] = _top(candidates, -place, ~np.isnan(place))
     return lines
-
-
-def _name(source: Sources) -> str:
-    return str(source.name).lower()
 
 
 def _top(candidates: Candidates, score: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -137,7 +133,7 @@ def _union_recall(candidates: Candidates, relevant: list[np.ndarray]) -> dict[st
     recalled = {UNION: proposed}
     for source in Sources:
         if source != Sources.BACKFILL and (proposed & source).any():
-            recalled[f"union without {_name(source)}"] = proposed & ~np.uint32(source)
+            recalled[f"union without {source.label}"] = proposed & ~np.uint32(source)
     found = np.concatenate(
         [
             np.isin(candidates.item[candidates.offsets[r] : candidates.offsets[r + 1]], rows)

@@ -135,8 +135,4 @@ def _merged(histories: Histories, user: np.ndarray, appended: dict[str, np.ndarr
 
 def _newest(histories: Histories, limit: int) -> Histories:
     from_end = histories.offsets[1:][histories.request] - np.arange(len(histories.item))
-    keep = from_end <= limit
-    return Histories(
-        offsets_of(np.minimum(histories.counts, limit)),
-        *(getattr(histories, c)[keep] for c in Histories.COLUMNS),
-    )
+    return histories.where(from_end <= limit)

@@ -1,7 +1,7 @@
 """Feature views: what is said about a user, and about an item, at a moment.
 
-Pure functions of the log before `now`. Training, materialization, streaming updates and serving all
-call these, so no second definition exists. A value that can't be known (no event yet, one order
+Pure functions of the log before `now`. Training and serving both call these, so no
+second definition exists. A value that can't be known (no event yet, one order
 only) is NaN, never 0. Days are 86,400 s back from `now`; a window holds events with
 now - days <= time < now.
 """

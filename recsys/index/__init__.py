@@ -1,1 +1,1 @@
-"""Approximate nearest neighbors: building, sharding and searching FAISS indexes."""
+"""Nearest neighbors: building, sharding and searching FAISS indexes."""

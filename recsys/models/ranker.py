@@ -1,4 +1,4 @@
-"""The ranker at serving time: gradient-boosted trees over the cross features.
+"""The ranker, gradient-boosted trees over the cross features: its settings, its rows, its scores.
 
 Decides the boosters' settings and how a row is scored. The score orders the candidates of one
 request; it is a logit-like margin, not a probability (calibration comes after). NaN features are

@@ -54,7 +54,7 @@ class UserEncoder:
         Events of rows that the encoder does not know count nothing; an empty history is encoded from
         the features alone.
         """
-        known = _only_known(histories, items=len(self.history))
+        known = histories.where((histories.item >= 0) & (histories.item < len(self.history)))
         weights = pooling_weights(known, now=now, half_lives_days=tuple(self.half_lives_days))
         shape = (len(known), len(self.history))
         pooled = [
@@ -84,15 +84,4 @@ def _unit(vectors: np.ndarray, empty: float = 0.0) -> np.ndarray:
         (vectors / np.maximum(norm, 1e-12)).astype(np.float32)
         if empty == 0
         else (vectors / norm).astype(np.float32)
-    )
-
-
-def _only_known(histories: Histories, *, items: int) -> Histories:
-    keep = (histories.item >= 0) & (histories.item < items)
-    if keep.all():
-        return histories
-    cumulative = np.concatenate(([0], np.cumsum(keep)))
-    return Histories(
-        cumulative[histories.offsets].astype(np.int32),
-        *(getattr(histories, c)[keep] for c in Histories.COLUMNS),
     )

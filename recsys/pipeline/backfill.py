@@ -13,7 +13,7 @@ from recsys.pipeline.recommender import POSITION
 from recsys.pipeline.rules import Rules
 from recsys.types import Candidates, Removal, RequestBatch, Sources, offsets_of
 
-NAME = Sources.BACKFILL.name.lower()
+NAME = Sources.BACKFILL.label
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,12 @@ class Backfill:
         """The `wanted` [B] most popular items that each request has not met yet."""
         rows = []
         for r in range(len(batch)):
+            if not wanted[r]:
+                rows.append(self.popular[:0])
+                continue
             met = candidates.item[candidates.offsets[r] : candidates.offsets[r + 1]]
             known = np.union1d(met, batch.hidden[r]) if batch.hidden else met
-            rows.append(self.popular[~np.isin(self.popular, known)][: wanted[r]] if wanted[r] else known[:0])
+            rows.append(self.popular[~np.isin(self.popular, known)][: wanted[r]])
         counts = np.array([len(r) for r in rows])
         item = np.concatenate(rows).astype(np.int32)
         nothing = np.full(len(item), np.nan, np.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recsys.pipeline.recommender import POSITION
-from recsys.types import Candidates, Removal, RequestBatch, order_by_score
+from recsys.types import Candidates, Removal, RequestBatch, rank_by_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,7 @@ class MMR:
 
     def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates:
         settings = self.settings
-        order = order_by_score(candidates)
-        rank = np.empty(len(candidates), np.int64)
-        rank[order] = np.arange(len(candidates)) - candidates.offsets[:-1][candidates.request[order]]
+        rank = rank_by_score(candidates)
         pool_size = np.maximum(batch.n, settings.pool)[candidates.request]
         pooled = candidates.alive & (rank < pool_size)
         width = int(rank[pooled].max(initial=-1)) + 1

@@ -6,7 +6,7 @@ it will be asked to order. Requests go through in blocks, which bounds memory an
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class PointInTimeUsers:
             self.interactions, users=np.where(known, codes, 0), now=np.full(len(codes), self.now)
         )
         if not known.all():
-            histories = _without(histories, ~known)
+            histories = histories.where(known[histories.request])
         return Users(histories, known & (histories.counts > 0), np.zeros(len(codes), np.int32))
 
 
@@ -141,14 +141,3 @@ def _codes(interactions: Interactions, user_ids: Sequence[str]) -> np.ndarray:
     inside = np.minimum(found, max(len(ids) - 1, 0))
     hit = (ids[inside] == wanted) if len(ids) else np.zeros(len(wanted), bool)
     return np.where(hit, inside, -1)
-
-
-def _without(histories: Histories, drop: np.ndarray) -> Histories:
-    """The same users, those of `drop` bool [B] with no events."""
-    keep = ~drop[histories.request]
-    counts = np.where(drop, 0, histories.counts)
-    return replace(
-        histories,
-        offsets=offsets_of(counts),
-        **{column: getattr(histories, column)[keep] for column in Histories.COLUMNS},
-    )

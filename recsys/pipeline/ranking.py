@@ -1,8 +1,7 @@
 """Ranking: the cross features of all candidates in one array, scored by the scene's ranker.
 
 The fused retrieval score stays as a named score; removed candidates are scored too, so that "why
-not" can name the score an item would have had. A release without a ranker for a scene is refused
-when the stage is built, not when a request comes.
+not" can name the score an item would have had.
 """
 
 from dataclasses import dataclass, replace

@@ -14,7 +14,7 @@ import numpy as np
 from recsys.errors import UnavailableError
 from recsys.pipeline.seams import Hydrator, RequestStep, Stage
 from recsys.pipeline.trace import Answer, Trace
-from recsys.types import Candidates, Removal, RequestBatch, Slate, SlateItem, Sources, order_by_score
+from recsys.types import Candidates, Removal, RequestBatch, Slate, SlateItem, Sources, rank_by_score
 
 # Named score: 0-based place in the slate; NaN = not in it.
 POSITION = "position"
@@ -77,9 +77,7 @@ class Recommender:
 
 def in_score_order(batch: RequestBatch, candidates: Candidates) -> Candidates:
     """The n best of each request by score alone: the slate without diversity."""
-    order = order_by_score(candidates)
-    rank = np.empty(len(candidates), np.int64)
-    rank[order] = np.arange(len(candidates)) - candidates.offsets[:-1][candidates.request[order]]
+    rank = rank_by_score(candidates)
     shown = candidates.alive & (rank < batch.n[candidates.request])
     position = np.where(shown, rank, np.nan).astype(np.float32)
     removed_by = np.where(candidates.alive & ~shown, Removal.BELOW_SLATE, candidates.removed_by)

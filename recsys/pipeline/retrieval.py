@@ -1,9 +1,10 @@
 """Retrieval: all sources at once, their proposals merged into one list of candidates a request.
 
-A source that misses its deadline or can't be reached is left out and the answer says so (it fails
-open). An item that several sources propose becomes one candidate with all their bits; every source
-then scores every candidate, so that the ranker sees each opinion. Until the ranker has spoken the
-order is weighted reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009), whose constant is 60.
+A source that misses its deadline while it waits (for index shards), or can't be reached, is left out
+and the answer says so (it fails open). An item that several sources propose becomes one candidate with
+all their bits; every source then scores every candidate, so that the ranker sees each opinion. Until
+the ranker has spoken the order is weighted reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009),
+whose constant is 60.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ class RetrievalSettings:
     deadline_ms: float = 1000.0  # of each source
 
     def __post_init__(self) -> None:
-        names = {str(source.name).lower() for source in Sources if source != Sources.BACKFILL}
+        names = {source.label for source in Sources if source != Sources.BACKFILL}
         if set(self.candidates) != names:
             odd = ", ".join(sorted(set(self.candidates) ^ names))
             raise ValueError(

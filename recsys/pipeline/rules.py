@@ -38,6 +38,7 @@ class Rules:
     rules: Sequence[Rule] = ()
     static: np.ndarray = field(init=False)  # uint8 [V] Removal that needs no request
     dynamic: tuple[tuple[str, pl.Expr], ...] = field(init=False)
+    limited: np.ndarray = field(init=False)  # bool [V] not for all countries
     bounds: dict[str, np.ndarray] = field(init=False)  # numeric columns, NaN = no bound
 
     def __post_init__(self) -> None:
@@ -50,6 +51,10 @@ class Rules:
                 dynamic.append((rule.name, expression))
             else:
                 static[(static == 0) & _evaluate(rule.name, expression, self.items)] = Removal.RULE
+        listed = [
+            self.items[c].list.len().fill_null(0) > 0 for c in ("countries_allowed", "countries_blocked")
+        ]
+        object.__setattr__(self, "limited", (listed[0] | listed[1]).to_numpy())
         object.__setattr__(self, "static", static)
         object.__setattr__(self, "dynamic", tuple(dynamic))
         object.__setattr__(
@@ -91,17 +96,21 @@ class Rules:
         return replace(candidates, removed_by=removed_by.astype(np.uint8))
 
     def _country(self, batch: RequestBatch, item: np.ndarray, request: np.ndarray) -> np.ndarray:
-        allowed, blocked = self.items["countries_allowed"], self.items["countries_blocked"]
-        limited = ((allowed.list.len().fill_null(0) > 0) | (blocked.list.len().fill_null(0) > 0)).to_numpy()
-        rows = np.flatnonzero(limited[item])
         removed = np.zeros(len(item), bool)
-        for row in rows:
-            country = batch.country[request[row]] if batch.country else None
-            may, never = allowed[int(item[row])], blocked[int(item[row])]
-            removed[row] = (may is not None and len(may) > 0 and country not in may) or (
-                never is not None and len(never) > 0 and (country is None or country in never)
-            )
+        if self.limited.any():
+            countries = list(batch.country) or [None] * len(batch)
+            for country in set(countries):  # a few in a batch
+                mine = np.array([c == country for c in countries])[request]
+                removed[mine] = self._barred(country)[item[mine]]
         return removed
+
+    def _barred(self, country: str | None) -> np.ndarray:
+        """Items that may not be shown in `country`, bool [V]; nowhere known counts as nowhere allowed."""
+        if country is None:
+            return self.limited
+        allowed, blocked = pl.col("countries_allowed"), pl.col("countries_blocked")
+        barred = (allowed.list.len() > 0) & ~allowed.list.contains(country) | blocked.list.contains(country)
+        return self.items.select(barred.fill_null(False).alias("barred"))["barred"].to_numpy()
 
     def _expressions(
         self, batch: RequestBatch, item: np.ndarray, request: np.ndarray, age: np.ndarray

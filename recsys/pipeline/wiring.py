@@ -13,6 +13,7 @@ import polars as pl
 
 from recsys.errors import ReleaseError
 from recsys.experiments.assignment import Experiments
+from recsys.features.cross import FEATURES
 from recsys.models.ranker import Ranker
 from recsys.models.snapshot import Snapshot
 from recsys.models.sparse_scores import HistoryWeights, decay_weights, even_weights, last_order_weights
@@ -55,6 +56,10 @@ class Parts:
     def __post_init__(self) -> None:
         if len(self.items) != len(self.snapshot):
             raise ReleaseError(f"the release has {len(self.items)} items, its models {len(self.snapshot)}")
+        for name, ranker in self.rankers.items():
+            # The same number of columns in another order would score garbage, silently.
+            if ranker.booster.feature_names != list(FEATURES):
+                raise ReleaseError(f"ranker {name!r} was trained on other columns: train it again")
         for name, scene in self.settings.scenes.items():
             if self.rankers and scene.ranker not in self.rankers:
                 raise ReleaseError(

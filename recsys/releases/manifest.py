@@ -28,7 +28,6 @@ class Manifest:
     watermark: Mapping[str, Any] = field(default_factory=dict)  # version of the event table, ...
     feature_views: Mapping[str, str] = field(default_factory=dict)  # name -> hash of its columns
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # offline metrics with intervals
-    checks: tuple[str, ...] = ()  # what was verified before it was written
 
 
 @dataclass(frozen=True, slots=True)

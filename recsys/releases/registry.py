@@ -12,9 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from recsys.errors import ReleaseError, UnavailableError
+from recsys.releases.manifest import Release, open_release
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -210,3 +212,14 @@ def _unavailable(uri: str, error: BaseException) -> UnavailableError:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+
+
+def resolve(release: str, *, registry: str, model: str) -> Release:
+    """The release of an alias, or of the path of its manifest. Raises ReleaseError, UnavailableError."""
+    if release.endswith(".json"):
+        return open_release(Path(release).absolute())
+    if release not in get_args(Alias):
+        raise ReleaseError(
+            f"release {release!r}: name an alias ({', '.join(get_args(Alias))}) or the path of a manifest"
+        )
+    return open_release(Registry(registry, name=model).resolve(cast(Alias, release)).uri)

@@ -1,9 +1,9 @@
 """Training of the ranker: labeled candidates of past slices -> a booster.
 
-Decides which negatives are kept. Rows come
-in groups, one for each request, all candidates of a request together. Plain xgboost: inside an
-initialized xgboost collective communicator each worker passes its own requests and all get the same
-booster. Neither Ray nor how the candidates were made is known here.
+Decides which negatives are kept. Rows come in groups, one for each request, all candidates of a
+request together. Plain xgboost: inside an initialized xgboost collective communicator each worker
+passes its own requests and all get the same booster. Neither Ray nor how the candidates were made is
+known here.
 """
 
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ def test_an_event_without_user_is_refused(redis_client):
 
 
 def test_redis_6_gives_the_same_offsets(tmp_path, monkeypatch):
-    monkeypatch.setattr("recsys.events.redis_server.shutil.which", lambda name: None)
+    monkeypatch.setattr("recsys.events.redis_server.shutil.which", lambda name, path=None: None)
     with start_redis(tmp_path) as server:
         bus = RedisStreamsBus(connect(server.url), partitions=1)
         assert bus.publish(some_events(3)).offset.tolist() == [0, 1, 2]
