@@ -30,6 +30,7 @@ from recsys.releases.registry import resolve
 from recsys.settings import Settings, read_yaml
 
 APPLICATION = "recsys"
+RUNNING = "serving-on"  # in the work directory: the address of the Ray that serves it
 CONFIGS = Path(__file__).parent.parent / "configs" / "serve"
 PORTS = range(20_000, 29_000)  # above Ray's workers, below Serve's replicas
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
@@ -111,6 +112,9 @@ def start(
         )
         if local:
             _settle(host, port)
+            note = settings.folder / RUNNING
+            note.write_text(ray.get_runtime_context().gcs_address)
+            ends.callback(note.unlink, missing_ok=True)
         return server
     except BaseException:
         ends.close()

@@ -16,6 +16,7 @@ from recsys.catalog import Catalog
 from recsys.datasets.mapped import read_items, read_mapped
 from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError
+from recsys.events.validation import validate
 from recsys.settings import Settings
 
 
@@ -38,6 +39,11 @@ def read(
         if not path:
             raise DataError("columns are mapped but no file is named: add --path FILE")
         events, found = _tables(read_mapped(path, column_map=map))
+        # Rows of the catalog are for ever: an item that only rejected events name gets none.
+        valid, _ = validate(events, now=int(time.time()), settings=settings.events)
+        found = found.filter(
+            pa.compute.is_in(found["item_id"], value_set=pa.compute.unique(valid["item_id"]))
+        )
     elif dataset or path:
         events, found = _tables(read_dataset(dataset or "online-retail", path))
     if items:

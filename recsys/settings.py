@@ -82,6 +82,12 @@ class Serving:
     batch: int = 64  # requests that cross the path together
     batch_wait_ms: float = 2.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise SettingsError(f"port {self.port} is none: give 0 to 65535")
+        if min(self.max_n, self.default_n, self.batch) < 1:
+            raise SettingsError("max_n, default_n and batch must be at least 1")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -163,7 +169,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise SettingsError(f"can't read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}

@@ -4,6 +4,7 @@ import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -24,16 +25,7 @@ def serve(
     settings = load_settings(config)
     with console.status("starting") as status:
         if reload:
-            import ray
-
-            from recsys.errors import UnavailableError
-
-            try:
-                ray.init(address=settings.ray.address or "auto", namespace="serve", log_to_driver=False)
-            except ConnectionError as error:
-                raise UnavailableError(
-                    f"no running Ray to reload ({error}): start one with `recsys serve`"
-                ) from error
+            _connect(settings)
             if settings.online_store.url is None:
                 running = start_redis(settings.folder / "redis")  # the service's own, which runs
                 settings = replace(settings, online_store=replace(settings.online_store, url=running.url))
@@ -44,6 +36,23 @@ def serve(
     with server:
         console.print(f"serving release {server.release} at {server.url}; Ctrl-C stops it", highlight=False)
         until_stopped()
+
+
+def _connect(settings: Any) -> None:
+    """To the Ray that serves this work directory: another one may be the newest on the machine."""
+    import ray
+
+    from deployments.server import RUNNING
+    from recsys.errors import UnavailableError
+
+    note = settings.folder / RUNNING
+    address = settings.ray.address or (note.read_text() if note.exists() else None)
+    if address is None:
+        raise UnavailableError(f"nothing serves {settings.folder} to reload: start it with `recsys serve`")
+    try:
+        ray.init(address=address, namespace="serve", log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        raise UnavailableError(f"no Ray at {address} ({error}): start it with `recsys serve`") from error
 
 
 def until_stopped() -> None:

@@ -4,6 +4,7 @@ CSV columns are text unless the reader names their type: an id like 007 must not
 A folder, an empty file and a file of another format are errors with a remedy.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def read_table(
             table = _read_csv(
                 path, types or {}, delimiter or ("\t" if kind == ".tsv" else ","), names, encoding
             )
+        if doubled := [n for n, count in Counter(table.column_names).items() if count > 1]:
+            raise DataError(f"{path} has column {doubled[0]!r} twice; rename one of them")
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError, OSError) as error:
         text = str(error).splitlines()[0]
         raise DataError(

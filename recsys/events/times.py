@@ -20,6 +20,7 @@ _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?: (\d{1,2}):(\d{2})(?::(\d{2}))?)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_YEAR_10000 = 253_402_300_800e6  # microseconds: no calendar goes further
 _UNITS = ((1e8, "s", 1_000_000.0), (1e11, "ms", 1_000.0), (1e14, "us", 1.0), (1e17, "ns", 0.001))
 
 
@@ -70,7 +71,7 @@ def _from_epoch(column: pa.ChunkedArray, where: str) -> pa.Array:
             f"{where}: {values[~np.isnan(values)][:1]} is no epoch time after 1973; give epoch seconds"
         )
     factor = _UNITS[units[0] - 1][2]
-    readable = sizes > 0
+    readable = (sizes > 0) & (values * factor < _YEAR_10000)
     micros = np.where(readable, np.round(np.where(readable, values, 0) * factor), 0).astype(np.int64)
     return pa.array(micros, mask=~readable).cast(_TIMESTAMP)
 

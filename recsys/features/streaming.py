@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.errors import DataError
+from recsys.errors import DataError, UnavailableError
 from recsys.events.bus import Bus, Records
 from recsys.events.interactions import history_columns, history_order
 from recsys.features.online import OnlineStore, OnlineUsers
@@ -111,7 +111,13 @@ def follow(
     """
     offsets = {p: store.applied_offset(bus.topic, p) for p in partitions}
     while not stop():
-        for records in bus.tail(partitions, offsets=offsets, block_ms=block_ms, limit=1000):
+        tail = bus.tail(partitions, offsets=offsets, block_ms=block_ms, limit=1000)
+        if not tail and (lost := [p for p, end in bus.end_offsets().items() if end < offsets.get(p, 0)]):
+            raise UnavailableError(
+                f"{bus.topic} partitions {lost} end before what was applied: the bus lost its events; "
+                "begin again from the store's offsets"
+            )
+        for records in tail:
             applied = apply_events(
                 store,
                 records,

@@ -77,3 +77,21 @@ def test_errors_name_the_column(tmp_path, column_map, message):
 def test_literals_and_columns():
     parsed = ColumnMap.parse(" user=a b , type==add_to_cart")
     assert (dict(parsed.columns), dict(parsed.literals)) == ({"user": "a b"}, {"type": "add_to_cart"})
+
+
+def test_a_column_name_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "twice.csv").write_text("u,u,i,t\n1,2,3,2024-01-01\n")
+    with pytest.raises(DataError, match="column 'u' twice"):
+        read_mapped(tmp_path / "twice.csv", column_map="user=u,item=i,time=t,type==view")
+
+
+def test_an_epoch_beyond_the_calendar_is_no_time(tmp_path):
+    """It overflowed the driver's date arithmetic instead of becoming a rejected row."""
+    (tmp_path / "far.csv").write_text("u,i,t\n1,a,1700000000\n2,b,1700000001\n3,c,99999999999999999999999\n")
+    try:
+        times = read_mapped(tmp_path / "far.csv", column_map="user=u,item=i,time=t,type==view").events[
+            "timestamp"
+        ]
+    except DataError:
+        return  # mixed units are refused as such: also one line
+    assert events["timestamp"].null_count == 1

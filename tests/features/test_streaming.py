@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from recsys.errors import DataError
+from recsys.errors import DataError, UnavailableError
 from recsys.events.bus import Records, RedisStreamsBus
 from recsys.events.codec import decode_events
 from recsys.events.interactions import interactions_of
@@ -158,3 +158,20 @@ def test_as_of_is_the_moment_after_the_newest_event(redis_client):
     records = Records(0, np.arange(1), np.full(1, appended * 1000), events)
     apply_events(store, records, topic="events", rows_of=rows_of)
     assert store.get(["ahead"], now=appended).as_of.tolist() == [appended + 241]
+
+
+def test_a_bus_that_lost_its_events_is_noticed(redis_url, redis_client):
+    """Redis was flushed (or failed over to an empty replica) under a follower: it went on waiting for the
+    offset that it remembered, and skipped all that came before it, silently."""
+    bus = RedisStreamsBus(redis_client, partitions=1)
+    store = OnlineStore(redis_client)
+    bus.publish(decode_events(bodies(np.random.default_rng(9), 20)))
+    flushed = threading.Event()
+
+    def flush(records, applied):
+        redis_client.flushall()
+        flushed.set()
+
+    with pytest.raises(UnavailableError, match="the bus lost its events"):
+        follow(bus, store, partitions=[0], rows_of=rows_of, stop=lambda: False, on_applied=flush, block_ms=20)
+    assert flushed.is_set()
