@@ -30,7 +30,7 @@ def ray_cluster() -> Iterator[None]:
 
     prepare()  # so that Serve can run on it too
     # "local": never join a cluster that somebody else started on this machine. Four CPUs, whatever the
-    # machine has: the service of tests/deployments stays up on it, and Ray Data would wait for a CPU for ever.
+    # machine has: the service of tests/deployments stays up on it, and Ray Data would wait for a CPU.
     ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=300_000_000)
     yield
     ray.shutdown()
