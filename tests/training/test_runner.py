@@ -106,7 +106,7 @@ def test_the_first_cause_is_named() -> None:
 
 
 def test_more_workers_than_cpus_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="needs 64 CPUs, Ray has 2; set fewer workers"):
+    with pytest.raises(UnavailableError, match="needs 64 CPUs, Ray has 4; set fewer workers"):
         runner.train_data_parallel(raises, data={}, workers=64, storage=str(tmp_path), name="many")
 
 
