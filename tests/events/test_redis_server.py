@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,23 @@ def test_an_activated_environment_does_not_hide_the_machines_redis(monkeypatch):
     beside = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", os.pathsep.join([beside, str(Path(machine).parent)]))
     assert find_binary() == machine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a child to its parent")
+def test_a_killed_starter_leaves_no_server_behind(tmp_path):
+    """kill -9 of a demo left its Redis for ever: later runs adopted it, and only its starter stops it."""
+    code = f"from recsys.events.redis_server import start_redis; s = start_redis({str(tmp_path)!r}); "
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code + "print(s.pid, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert starter.stdout
+    pid = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 10
+    while (state := Path(f"/proc/{pid}/stat")).exists() and state.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
