@@ -5,6 +5,7 @@ alias becomes the path of a manifest and the settings become plain values, so th
 neither MLflow nor torch. Deploying again after the alias moved rolls the replicas to that release.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -62,10 +63,11 @@ def build(arguments: AppArguments) -> serve.Application:
         )
     options = GatewayOptions(
         online_store_url=store_url,
-        bus_url=settings.bus.url or store_url,
-        partitions=settings.bus.partitions,
         time_to_live_s=int(settings.online_store.time_to_live_days * 86_400),
+        bus=replace(settings.bus, url=settings.bus.url or store_url),
         validation=settings.events,
+        queue_events=settings.collector.queue_events,
+        wait_s=settings.collector.wait_s,
         max_n=settings.serving.max_n,
         default_n=settings.serving.default_n,
         clock=settings.serving.clock,
@@ -78,11 +80,17 @@ def build(arguments: AppArguments) -> serve.Application:
         options=options,
         placement=arguments.placement,
         event_types=settings.training.event_types,
+        horizon_s=settings.ingestion.duplicate_horizon_s,
     )
 
 
 def graph(
-    release: Release, *, options: GatewayOptions, placement: Placement, event_types: tuple[str, ...]
+    release: Release,
+    *,
+    options: GatewayOptions,
+    placement: Placement,
+    event_types: tuple[str, ...],
+    horizon_s: float,
 ) -> serve.Application:
     """The deployments of `release` as `placement` says, bound to each other. What a replica may use
     and its environment stand in the config file, which replaces such options anyway."""
@@ -99,10 +107,11 @@ def graph(
     streamer = _named(FeatureStreamer, "FeatureStreamer").bind(
         uri,
         online_store_url=options.online_store_url,
-        bus_url=options.bus_url,
-        partitions=options.partitions,
-        event_types=event_types,
         time_to_live_s=options.time_to_live_s,
+        bus=options.bus,
+        validation=options.validation,
+        event_types=event_types,
+        horizon_s=horizon_s,
     )
     return _named(Gateway, "Gateway").bind(uri, options, shards=shards, steps=steps, streamer=streamer)
 

@@ -1,27 +1,32 @@
 """From the bus to the online store, within a second: one replica that Serve keeps alive.
 
 The offsets live in the online store, so a restart continues where the last update ended and two
-streamers during a rolling update change nothing twice. Redis being away is waited for; any other
-error ends the thread, fails the health check and lets Serve start a new replica.
+streamers during a rolling update change nothing twice. Redis or the bus being away is waited for; any
+other error ends the thread, fails the health check and lets Serve start a new replica.
 """
 
 import logging
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from ray import serve
 
 from deployments.metrics import StreamerMetrics
 from recsys.errors import UnavailableError
-from recsys.events.bus import RedisStreamsBus
+from recsys.events.batch import Batch
+from recsys.events.bus import BusSettings, open_bus
 from recsys.events.redis_server import connect
+from recsys.events.validation import ValidationSettings
+from recsys.events.wire import Decoder
 from recsys.features.online import OnlineStore
-from recsys.features.streaming import follow
+from recsys.features.streaming import Applied, follow
 from recsys.releases.manifest import open_release
 
-PAUSE_S = 0.5  # before the next try while Redis is away
+PAUSE_S = 0.5  # before the next try while Redis or the bus is away
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,18 +38,20 @@ class FeatureStreamer:
         release: str,
         *,
         online_store_url: str,
-        bus_url: str,
-        partitions: int,
-        event_types: tuple[str, ...],
         time_to_live_s: int,
+        bus: BusSettings,
+        validation: ValidationSettings,
+        event_types: tuple[str, ...],
+        horizon_s: float,
     ) -> None:
-        self.online_store_url, self.bus_url, self.partitions = online_store_url, bus_url, partitions
-        self.event_types, self.time_to_live_s = event_types, time_to_live_s
+        self.online_store_url, self.time_to_live_s = online_store_url, time_to_live_s
+        self.bus, self.validation, self.event_types, self.horizon_s = bus, validation, event_types, horizon_s
         opened = open_release(release)
         ids = pl.read_parquet(opened.path("items.parquet"), columns=["item_id"])["item_id"]
         self.rows = {item_id: row for row, item_id in enumerate(ids)}
         self.metrics = StreamerMetrics()
         self.stopping = threading.Event()
+        self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, name="feature-streamer", daemon=True)
         self.thread.start()
 
@@ -55,23 +62,36 @@ class FeatureStreamer:
             except UnavailableError as error:
                 logger.warning("feature streamer waits: %s", error)
                 self.stopping.wait(PAUSE_S)
+            except Exception as error:
+                self.error = error
+                raise
 
     def _follow(self) -> None:
-        follow(
-            RedisStreamsBus(connect(self.bus_url), partitions=self.partitions),
-            OnlineStore(connect(self.online_store_url), time_to_live=self.time_to_live_s),
-            partitions=range(self.partitions),
-            rows_of=lambda ids: np.array([self.rows.get(i, -1) for i in ids.to_pylist()], np.int32),
-            stop=self.stopping.is_set,
-            event_types=self.event_types,
-            on_applied=lambda records, applied: self.metrics.record(
-                applied, lag_s=time.time() - records.append_time_ms[-1] / 1000
-            ),
-        )
+        store = OnlineStore(connect(self.online_store_url), time_to_live=self.time_to_live_s)
+        with closing(open_bus(self.bus)) as bus:
+            follow(
+                bus,
+                store,
+                partitions=range(bus.partitions),
+                rows_of=self._rows_of,
+                stop=self.stopping.is_set,
+                event_types=self.event_types,
+                decoder=Decoder(self.bus.schemas),
+                validation=self.validation,
+                horizon_s=self.horizon_s,
+                on_applied=self._applied,
+            )
+
+    def _rows_of(self, ids: pa.Array) -> np.ndarray:
+        return np.array([self.rows.get(item_id, -1) for item_id in ids.to_pylist()], np.int32)
+
+    def _applied(self, batch: Batch, applied: Applied) -> None:
+        if len(batch.offsets):
+            self.metrics.record(applied, lag_s=time.time() - batch.append_ms[-1] / 1000)
 
     def check_health(self) -> None:
         if not self.thread.is_alive():
-            raise RuntimeError("the feature streamer's thread ended: see the replica's log for its error")
+            raise RuntimeError(f"the feature streamer ended: {self.error}")
 
     def __del__(self) -> None:
         self.stopping.set()

@@ -27,12 +27,13 @@ from deployments.bodies import (
     SimilarRequest,
     slate_body,
 )
-from deployments.event_intake import EventIntake
+from deployments.collector import Collector
 from deployments.http_errors import HANDLERS, BodyLimit, UnknownItemError, json_response
-from deployments.metrics import Counted, GatewayMetrics, exposition
+from deployments.metrics import CollectorMetrics, Counted, GatewayMetrics, exposition
 from deployments.online_users import OnlineUsers
 from deployments.stage import placed, shards_of
 from recsys.errors import RequestError, RuleError, UnavailableError
+from recsys.events.bus import BusSettings
 from recsys.events.validation import ValidationSettings
 from recsys.pipeline.scenes import check_scenes
 from recsys.pipeline.similar import Similar
@@ -48,10 +49,11 @@ class GatewayOptions:
     """The part of the settings that the gateway needs, as plain values."""
 
     online_store_url: str
-    bus_url: str
-    partitions: int
     time_to_live_s: int
+    bus: BusSettings  # its url is given
     validation: ValidationSettings
+    queue_events: int
+    wait_s: float
     max_n: int
     default_n: int
     clock: int | None  # epoch seconds at which time stands still; None = now
@@ -115,7 +117,13 @@ class Gateway:
         self.ids = parts.items["item_id"].to_list()
         self.titles = parts.items["title"].to_list()
         self.rows = {item_id: row for row, item_id in enumerate(self.ids)}
-        self.events = EventIntake(options.bus_url, options.partitions, options.validation)
+        self.collector = Collector(
+            options.bus,
+            validation=options.validation,
+            queue_events=options.queue_events,
+            wait_s=options.wait_s,
+            metrics=CollectorMetrics(),
+        )
         self.metrics = GatewayMetrics()
         gathered: Any = self._gathered
         gathered.set_max_batch_size(options.batch)
@@ -201,12 +209,11 @@ class Gateway:
 
     @app.post("/v1/events", response_model=EventsAnswer, openapi_extra=EVENTS_BODY)
     async def post_events(self, request: Request) -> Response:
-        """One event or a list of up to 1,000. Accepted means appended to the bus."""
-        body = await request.body()
-        results = await asyncio.to_thread(self.events.take, body, now=self.now())
+        """One event or a list of up to 1,000. Accepted means that the bus has it for good.
+
+        503: send all again later, with the same event ids."""
+        results = await self.collector.take(await request.body(), now=self.now())
         accepted = sum(result["status"] == "accepted" for result in results)
-        self.metrics.events.labels("accepted").inc(accepted)
-        self.metrics.events.labels("rejected").inc(len(results) - accepted)
         return json_response({"accepted": accepted, "rejected": len(results) - accepted, "results": results})
 
     @app.get("/healthz")

@@ -6,13 +6,17 @@ replica answers. Counters of ended replicas stay in the folder: sums never go do
 node's, so on a cluster scrape a gateway of each node.
 """
 
+import collections
 import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+import psutil  # type: ignore[import-untyped]
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.features.streaming import Applied
@@ -95,9 +99,6 @@ class GatewayMetrics:
         self.slate_length = Histogram(
             "recsys_slate_length", "Items of a slate", ["scene"], buckets=LENGTHS, registry=registry
         )
-        self.events = Counter(
-            "recsys_events", "Events posted, by what became of them", ["status"], registry=registry
-        )
 
     def record(self, answer: Answer) -> None:
         """What one batch went through."""
@@ -113,6 +114,35 @@ class GatewayMetrics:
             self.slate_length.labels(slate.scene).observe(len(slate.items))
             for what in slate.degraded:
                 self.degraded.labels(what).inc()
+
+
+class CollectorMetrics:
+    def __init__(self) -> None:
+        registry = _registry()
+        self.events = Counter(
+            "recsys_events",
+            "Events posted, by what became of them",
+            ["status", "reason"],
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "recsys_events_waiting",
+            "Events posted that wait for the bus",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.publish_seconds = Histogram(
+            "recsys_publish_seconds",
+            "Until the bus had a batch of posted events",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.outages = Counter("recsys_bus_outages", "Times the bus stopped answering", registry=registry)
+
+    def record(self, reasons: Sequence[str | None]) -> None:
+        """The answer to one request: why each event is rejected; None = accepted."""
+        for reason, count in collections.Counter(reasons).items():
+            self.events.labels("rejected" if reason else "accepted", reason or "").inc(count)
 
 
 class StreamerMetrics:
@@ -132,13 +162,18 @@ class StreamerMetrics:
         )
 
     def record(self, applied: Applied, *, lag_s: float) -> None:
-        for status in ("events", "repeated", "other_types", "unknown_items"):
+        for status in ("events", "repeated", "other_types", "unknown_items", "rejected", "duplicate"):
             self.events.labels(status).inc(getattr(applied, status))
         self.lag.observe(max(lag_s, 0.0))
 
 
 def exposition() -> bytes:
     """All metrics of this node's replicas, in Prometheus's text format."""
+    for path in Path(os.environ[FOLDER]).glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not psutil.pid_exists(pid):  # killed: what waited there waits no more
+            with suppress(FileNotFoundError):  # another replica shows the metrics too
+                mark_process_dead(pid)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return generate_latest(registry)

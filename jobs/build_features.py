@@ -7,14 +7,15 @@ user view is computed from the history at the moment of a request, by the functi
 """
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
-from recsys.events.bus import Bus, RedisStreamsBus
+from recsys.events.bus import Bus, open_bus
 from recsys.events.redis_server import connect, start_redis
 from recsys.features.histories import histories_at
 from recsys.features.online import OnlineStore
@@ -28,7 +29,7 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         # A Redis started here ends here; what was written lies in its append-only file.
         url = settings.online_store.url or ends.enter_context(start_redis(workspace.folder / "redis")).url
         store = OnlineStore(connect(url), time_to_live=int(settings.online_store.time_to_live_days * 86_400))
-        bus = RedisStreamsBus(connect(settings.bus.url or url), partitions=settings.bus.partitions)
+        bus = ends.enter_context(closing(open_bus(replace(settings.bus, url=settings.bus.url or url))))
         return materialize(workspace, store, bus, progress=progress)
 
 

@@ -2,22 +2,38 @@
 
 python -m jobs.ingest --dataset online-retail
 python -m jobs.ingest --path events.csv --map user=uid,item=sku,time=ts,type==purchase
+python -m jobs.ingest --bus                    what the bus holds and the store does not
+python -m jobs.ingest --bus --from 2026-11-01 --to 2026-11-02T12:00 --into s3://bucket/replay
+python -m jobs.ingest --follow                 and what it gets from now on, until it is stopped
 """
 
+import signal
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.session import run_job
-from jobs.workspace import Progress, Workspace, silent
+from jobs.session import bus_session, run_job
+from jobs.workspace import Progress, Workspace, open_store, silent, store_arguments
 from recsys.catalog import Catalog
 from recsys.datasets.mapped import read_items, read_mapped
 from recsys.datasets.sources import read_dataset
-from recsys.errors import DataError
+from recsys.errors import DataError, UnavailableError
+from recsys.events.audit import audit
+from recsys.events.bus import Bus, open_bus
+from recsys.events.times import microseconds
 from recsys.events.validation import validate
 from recsys.settings import Settings
+
+if TYPE_CHECKING:
+    from recsys.events.following import Status
+
+AUDIT_S = 60.0  # between two audits of `--follow`, whose figures are metrics
 
 
 def read(
@@ -64,7 +80,7 @@ def read(
 
 def ingest(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
     """What `read` left in `data/`: validated, without duplicates, in the event store and the catalog."""
-    from recsys.events.ingestion import ingest_events
+    from recsys.events.files import ingest_events
 
     workspace = Workspace(settings)
     data = workspace.folder / "data"
@@ -95,9 +111,102 @@ def ingest(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]
     return figures
 
 
-def run(settings: Settings, *, progress: Progress = silent, **source: str) -> dict[str, Any]:
-    read(settings, progress=progress, **source)
+def ingest_range(
+    settings: Settings,
+    *,
+    begin: str | None = None,
+    end: str | None = None,
+    into: str | None = None,
+    accept_loss: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A range of the bus, into the event store or into another one (`into`): catch-up, replay, backfill.
+
+    `begin`, `end`: an ISO time (of the bus taking the event), or offsets: 0=1200,1=900.
+    """
+    from recsys.events.ingestion import ingest_bus
+
+    store = open_store(settings, **({"uri": into, "cold_uri": None} if into else {}))
+    with bus_session(settings) as bus_settings, closing(open_bus(bus_settings)) as bus:
+        counts = ingest_bus(
+            bus,
+            bus_settings=bus_settings,
+            store=store,
+            settings=settings.ingestion,
+            validation=settings.events,
+            begin=offsets_of(begin, bus) if begin else None,
+            end=offsets_of(end, bus) if end else None,
+            accept_loss=accept_loss,
+            progress=lambda done, total: progress(done / max(total, 1), f"{done:,} of {total:,} events"),
+        )
+    return asdict(counts) | {"store": store.uri}
+
+
+def follow_bus(
+    settings: Settings, *, stop: Callable[[], bool], report: Callable[["Status"], None] | None = None
+) -> dict[str, Any]:
+    """Ingests what the bus gets until `stop()`; shows its metrics where `ingestion.metrics_port` says."""
+    from recsys.events.following import Following, follow
+    from recsys.monitoring.ingestion import IngestionMetrics
+
+    metrics = IngestionMetrics()
+    if settings.ingestion.metrics_port is not None:
+        metrics.serve(settings.ingestion.metrics_port)
+
+    with bus_session(settings) as bus_settings, closing(open_bus(bus_settings)) as bus:
+        audited = 0.0
+
+        def tell(status: "Status") -> None:
+            nonlocal audited
+            metrics.record_status(status)
+            if settings.ingestion.metrics_port is not None and time.monotonic() - audited > AUDIT_S:
+                with suppress(UnavailableError):
+                    metrics.record_audit(audit(open_store(settings), bus))
+                audited = time.monotonic()
+            if report:
+                report(status)
+
+        following = Following(bus_settings, settings.events, settings.ingestion, store_arguments(settings))
+        status = follow(following, stop=stop, report=tell)
+    return asdict(status.counts) | {"commits": status.commits}
+
+
+def offsets_of(text: str, bus: Bus) -> dict[int, int]:
+    """`0=1200,1=900`, or the offsets of an ISO time, of each partition. Raises DataError."""
+    if (moment := microseconds(text)) is not None:
+        return bus.offsets_at(moment // 1000)
+    try:
+        offsets = {int(p): int(offset) for p, _, offset in (part.partition("=") for part in text.split(","))}
+    except ValueError as error:
+        raise DataError(
+            f"{text!r} is neither a time like 2026-11-24T08:00 nor offsets like 0=1200,1=900"
+        ) from error
+    if unknown := [p for p in offsets if not 0 <= p < bus.partitions]:
+        raise DataError(f"{text!r}: {bus.topic} has no partition {unknown[0]}, but 0 to {bus.partitions - 1}")
+    return offsets
+
+
+def run(settings: Settings, *, progress: Progress = silent, **given: Any) -> dict[str, Any]:
+    if given.pop("follow", False):
+        return follow_bus(settings, stop=until_signal())
+    if given.pop("bus", False):
+        begin, end = given.pop("from", None), given.pop("to", None)
+        return ingest_range(settings, begin=begin, end=end, progress=progress, **given)
+    read(settings, progress=progress, **given)
     return ingest(settings, progress=progress)
+
+
+def until_signal() -> Callable[[], bool]:
+    """Whether Ctrl-C or a TERM signal came; the second Ctrl-C interrupts at once."""
+    came = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        came.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return came.is_set
 
 
 def _tables(dataset: Any) -> tuple[pa.Table, pa.Table]:
@@ -117,4 +226,14 @@ if __name__ == "__main__":
         map="columns of your own file: user=...,item=...,time=...,type=...",
         items="a catalog file",
         item_map="its columns: item=...,title=...,category=...,price=...",
+        **{
+            "from": "with --bus: where a store that is empty begins, a time or offsets (0=1200,1=900)",
+            "to": "with --bus: where to end, a time or offsets",
+            "into": "with --bus: another store than the settings name",
+        },
+        switches={
+            "bus": "ingest what the bus holds and the store does not",
+            "follow": "ingest what the bus gets, until Ctrl-C or TERM",
+            "accept_loss": "with --bus: record events that left the bus before they were ingested as lost",
+        },
     )

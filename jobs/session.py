@@ -11,23 +11,33 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from jobs.workspace import Progress
 from recsys.errors import UnavailableError, in_one_line
+from recsys.events.bus import BusSettings
+from recsys.events.redis_server import start_redis
 from recsys.settings import Settings, load_settings
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
-def run_job(job: Callable[..., dict[str, Any]], *, description: str | None, **arguments: str) -> None:
+def run_job(
+    job: Callable[..., dict[str, Any]],
+    *,
+    description: str | None,
+    switches: Mapping[str, str] | None = None,
+    **arguments: str,
+) -> None:
     """Parse the command line, run `job(settings, progress=..., **given)`, print its figures as JSON.
 
-    `arguments`: further options, name -> help. Exits with 2 and one line for a RecsysError.
+    `arguments`: further options, name -> help; `switches` take no value. Exits with 2 and one line for
+    a RecsysError.
     """
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
     parser.add_argument("--config", help="a settings file; without it, the defaults")
@@ -35,6 +45,8 @@ def run_job(job: Callable[..., dict[str, Any]], *, description: str | None, **ar
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     for name, text in arguments.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=text)
+    for name, text in (switches or {}).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, action="store_true", default=None)
     given = vars(parser.parse_args())
     debug = given.pop("debug")
     try:
@@ -83,6 +95,26 @@ def ray_session(settings: Settings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def online_store_url(settings: Settings) -> Iterator[str]:
+    """The Redis that `online_store.url` names, else the work directory's, started if it does not run."""
+    if settings.online_store.url:
+        yield settings.online_store.url
+        return
+    with start_redis(settings.folder / "redis") as server:
+        yield server.url
+
+
+@contextmanager
+def bus_session(settings: Settings) -> Iterator[BusSettings]:
+    """Where the bus is: at `bus.url`, else in the online store's Redis."""
+    if settings.bus.url:
+        yield settings.bus
+        return
+    with online_store_url(settings) as url:
+        yield replace(settings.bus, url=url)
 
 
 def to_stderr(every_s: float = 2.0) -> Progress:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -56,7 +57,7 @@ class Workspace:
 
     @cached_property
     def store(self) -> EventStore:
-        return EventStore(str(self.folder / "events"))
+        return open_store(self.settings)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -145,6 +146,22 @@ class Workspace:
     @property
     def registry(self) -> Registry:
         return Registry(self.settings.registry_uri, name=self.settings.registry.model)
+
+
+def store_arguments(settings: Settings) -> dict[str, Any]:
+    """What an EventStore is made of: plain values, which travel to actors."""
+    store = settings.store
+    return {
+        "uri": settings.store_uri,
+        "storage_options": dict(store.options),
+        "partition_by": store.partition_by,
+        "cold_uri": store.cold_uri,
+        "cold_options": dict(store.cold_options) or None,
+    }
+
+
+def open_store(settings: Settings, **changes: Any) -> EventStore:
+    return EventStore(**store_arguments(settings) | changes)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

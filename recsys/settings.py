@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from recsys.errors import SettingsError
+from recsys.events.bus import BusSettings
+from recsys.events.committer import IngestionSettings
 from recsys.events.validation import ValidationSettings
 from recsys.experiments.assignment import Experiments
 from recsys.index.shard import IndexSettings
@@ -43,9 +45,22 @@ class OnlineStore:
 
 
 @dataclass(frozen=True, slots=True)
-class Bus:
-    url: str | None = None  # redis://...; null = the online store's server
-    partitions: int = 4
+class Store:
+    uri: str | None = None  # folder or s3://...; null = events/ in the work directory
+    options: Mapping[str, str] = field(default_factory=dict)  # of the object store: keys, region, endpoint
+    partition_by: Literal["month", "day"] = "month"  # when the tables are made; by day from ~1 GB a day on
+    cold_uri: str | None = None  # where `recsys events archive` moves old events; null = cold/ in it
+    cold_options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    queue_events: int = 20_000  # events that wait for the bus, in each replica; beyond them 503
+    wait_s: float = 5.0  # how long a request waits for a bus that does not answer; then 503
+
+    def __post_init__(self) -> None:
+        if self.queue_events < 1000 or not self.wait_s > 0:
+            raise ValueError("queue_events must be 1,000 or more (a request may bring as many), wait_s > 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +110,10 @@ class Settings:
     seed: int = 1
     ray: Ray = field(default_factory=Ray)
     online_store: OnlineStore = field(default_factory=OnlineStore)
-    bus: Bus = field(default_factory=Bus)
+    bus: BusSettings = field(default_factory=BusSettings)
+    collector: Collector = field(default_factory=Collector)
+    store: Store = field(default_factory=Store)
+    ingestion: IngestionSettings = field(default_factory=IngestionSettings)
     registry: Registry = field(default_factory=Registry)
     events: ValidationSettings = field(default_factory=ValidationSettings)
     training: Training = field(default_factory=Training)
@@ -108,6 +126,10 @@ class Settings:
     @property
     def folder(self) -> Path:
         return Path(self.workdir).absolute()
+
+    @property
+    def store_uri(self) -> str:
+        return self.store.uri or str(self.folder / "events")
 
     @property
     def registry_uri(self) -> str:

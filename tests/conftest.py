@@ -1,10 +1,11 @@
-"""Servers that tests share: a real Redis and a local Ray, started once and stopped at the end."""
+"""Servers that tests share: a real Redis, Kafka and a local Ray, started once and stopped at the end."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from recsys.events.redis_server import connect, start_redis
+from tests.kafka_server import need_kafka, new_kafka
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,14 @@ def redis_client(redis_url: str):
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One broker, for all tests that don't kill it: each takes a topic of its own."""
+    need_kafka()
+    with new_kafka(tmp_path_factory.mktemp("kafka")) as kafka:
+        yield kafka.url
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from recsys.cli import data, demo, doctor, look, releases, service
+from recsys.cli import data, demo, doctor, events, look, releases, service
 from recsys.errors import in_one_line
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("serve")(service.serve)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(doctor.settings)
 app.add_typer(releases.app, name="releases")
+app.add_typer(events.app, name="events")
 
 
 def main() -> None:

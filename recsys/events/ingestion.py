@@ -1,202 +1,199 @@
-"""Imports ray. Bounded ingestion of event files with Ray Data, into one commit of the event store.
+"""Imports ray. Bounded ingestion: a range of the bus into the event store with Ray Data.
 
-Tasks read and validate; the driver drops duplicates and commits once. A duplicate is an event whose id
-(as a 64-bit hash) stands in the table or earlier in the input, so that the same file twice stores
-nothing the second time. Read, stored, duplicate and rejected are each counted where they happen, and
-must add up. Rejected events are stored once, however often the file comes. It holds the valid events
-of one call in the driver's memory; a broken line of JSON rejects that line, not the file.
+Tasks read slices of partitions, decode and judge them; the driver puts the blocks of a partition back
+into their order, hands them to the committer and commits as often as enough has gathered. So memory
+does not grow with the range, and a run that was killed goes on from its last commit.
 """
 
+import contextlib
 import logging
-import re
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 import ray
 import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
-from recsys.errors import DataError
-from recsys.events.codec import decode_events
-from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA, conform
+from recsys.errors import DataError, UnavailableError
+from recsys.events.batch import Batch, judge
+from recsys.events.bus import Bus, BusSettings, open_bus
+from recsys.events.committer import Committer, IngestCounts, IngestionSettings
+from recsys.events.schema import STORED_SCHEMA
 from recsys.events.store import EventStore
-from recsys.events.validation import DEFAULT_SETTINGS, ValidationSettings, fill_event_ids, reasons, split
+from recsys.events.validation import ValidationSettings
+from recsys.events.wire import Decoder
 
-MALFORMED = "malformed"  # a reason beside those of `validation`: the line was no event at all
+SLICE = 200_000  # records that a task reads
+READ = 20_000  # records of one read
+BLOCK_BYTES = 16_000_000
+
+_BLOCK_SCHEMA = pa.schema(
+    [*STORED_SCHEMA, ("reason", pa.string()), ("start", pa.int64()), ("read_ms", pa.int64())]
+)
 
 
 @dataclass(frozen=True, slots=True)
-class IngestCounts:
-    read: int
-    stored: int
-    duplicate: int
-    rejected: dict[str, int]  # reason -> events
+class Slice:
+    partition: int
+    start: int
+    end: int
 
-    def __post_init__(self) -> None:
-        if self.read != self.stored + self.duplicate + sum(self.rejected.values()):
-            raise DataError(
-                f"counts do not add up: {self}; compare the store with the source and report this bug"
+
+class BusDatasource(Datasource):
+    """Slices of a bus as blocks of judged events."""
+
+    def __init__(self, slices: list[Slice], *, bus: BusSettings, validation: ValidationSettings) -> None:
+        super().__init__()
+        self.slices, self.bus, self.validation = slices, bus, validation
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(s.end - s.start for s in self.slices) * 300
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        return [
+            ReadTask(
+                partial(read_slice, one, bus=self.bus, validation=self.validation),
+                BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None),
+                schema=_BLOCK_SCHEMA,
             )
+            for one in self.slices
+        ]
 
 
-def ingest_files(
-    paths: Sequence[str | Path],
-    *,
-    store: EventStore,
-    now: int,
-    settings: ValidationSettings = DEFAULT_SETTINGS,
-    progress: Callable[[int], None] | None = None,
-) -> IngestCounts:
-    """Ingests files of events in EVENT_SCHEMA: Parquet, CSV with a header, or JSON lines, not mixed.
-
-    `now` (epoch seconds) is the time of ingestion; `progress` gets the count of events read so far.
-    Ray must be initialized. Raises DataError for files that can't be read.
-    """
-    files = _checked(paths)
-    read, valid, rejected = 0, [EVENT_SCHEMA.empty_table()], [REJECTED_SCHEMA.empty_table()]
+def read_slice(one: Slice, *, bus: BusSettings, validation: ValidationSettings) -> Iterator[pa.Table]:
+    """In a task: the judged events of a slice, with the offset from which each was read on."""
+    opened, decoder = open_bus(bus), Decoder(bus.schemas)
     try:
-        with ray.data.DataContext.current(_context()):
-            dataset = _reading(files).map_batches(
-                cast(Any, _validated),
-                batch_format="pyarrow",
-                batch_size=65_536,
-                zero_copy_batch=True,
-                fn_kwargs={"now": now, "settings": settings, "where": str(paths[0])},
-            )
-        for block in cast(Iterable[Any], dataset.iter_batches(batch_size=None, batch_format="pyarrow")):
-            read += int(np.sum(block["read"].to_numpy()))
-            good, bad = split(block.drop_columns(["read", "reason"]).cast(EVENT_SCHEMA), block["reason"])
-            valid.append(good)
-            rejected.append(bad)
-            if progress:
-                progress(read)
-    except (ray.exceptions.RayError, pa.ArrowInvalid, OSError) as error:
-        raise _data_error(paths, error) from error
-    return _commit(store, read, pa.concat_tables(valid), pa.concat_tables(rejected))
+        start = one.start
+        while start < one.end:
+            records = opened.read(one.partition, start=start, limit=min(READ, one.end - start))
+            if records.end <= start:
+                raise UnavailableError(
+                    f"{opened.topic} partition {one.partition} ends at {start}, expected {one.end}: the bus "
+                    "lost events"
+                )
+            batch = judge(records, start=start, topic=opened.topic, decoder=decoder, validation=validation)
+            if len(batch.events):
+                yield _block(batch)
+            start = batch.end
+    finally:
+        opened.close()
 
 
-def ingest_events(
-    events: pa.Table,
+def ingest_bus(
+    bus: Bus,
     *,
+    bus_settings: BusSettings,
     store: EventStore,
-    workdir: str | Path,
-    now: int,
-    settings: ValidationSettings = DEFAULT_SETTINGS,
-    progress: Callable[[int], None] | None = None,
-    parts: int = 4,
+    settings: IngestionSettings,
+    validation: ValidationSettings,
+    begin: Mapping[int, int] | None = None,
+    end: Mapping[int, int] | None = None,
+    accept_loss: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> IngestCounts:
-    """Ingests what a reader of `datasets` returned, by way of `parts` Parquet files under `workdir`."""
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    size = max(1, -(-len(events) // parts))
-    with tempfile.TemporaryDirectory(dir=workdir, prefix="ingest-") as folder:
-        files = [Path(folder) / f"part-{start:012d}.parquet" for start in range(0, max(1, len(events)), size)]
-        for number, file in enumerate(files):
-            pq.write_table(events.slice(number * size, size), file, compression="lz4")
-        return ingest_files(files, store=store, now=now, settings=settings, progress=progress)
+    """Ingests what the store does not hold yet, up to `end` (absent: the bus's present end).
+
+    `begin`: where a store that holds nothing of the topic begins (absent: the oldest event held by the
+    bus). `accept_loss`: events that left the bus before they were ingested are recorded as lost. `progress`
+    gets the records read and the records in all. Ray must be initialized. Raises DataError if the store
+    holds the topic up to another offset than `begin`, UnavailableError.
+    """
+    oldest = bus.begin_offsets()
+    ends = {p: min(present, (end or {}).get(p, present)) for p, present in bus.end_offsets().items()}
+    committer = Committer(store, topic=bus.topic, begin=oldest | dict(begin or {}), settings=settings)
+    _check_begin(begin, committer, store)
+    committer.check_lost(oldest, accept=accept_loss)
+    total = sum(max(0, ends[p] - start) for p, start in committer.next.items())
+    counts, done = IngestCounts(0, 0, 0, {}), 0
+    for batch in _in_order(_blocks(_slices(committer.next, ends), bus_settings, validation), committer.next):
+        committer.add(batch)
+        done += batch.end - batch.start
+        if committer.waiting >= settings.commit_events:
+            counts += _commit(committer, bus)
+        if progress:
+            progress(done, total)
+    for partition, stop in ends.items():  # behind the last event, transactions may have left their markers
+        committer.skip_to(partition, stop)
+    return counts + _commit(committer, bus)
 
 
-def _checked(paths: Sequence[str | Path]) -> list[str]:
-    files = [Path(p).absolute() for p in paths]
-    for file in files:
-        if not file.is_file() or not file.stat().st_size:
-            raise DataError(f"{file} is no file with events; give Parquet, CSV or JSON-lines files")
-    if len({f.suffix.lower() for f in files}) != 1:
-        raise DataError(
-            f"{len(files)} files of several formats can't be ingested at once; give files of one ending"
-        )
-    return [str(f) for f in files]
+def _commit(committer: Committer, bus: Bus) -> IngestCounts:
+    committed = committer.commit()
+    if committed is None:
+        return IngestCounts(0, 0, 0, {})
+    with contextlib.suppress(UnavailableError):  # for tools only
+        bus.note_positions("ingestion", committed.offsets)
+    return committed.counts
 
 
-def _context() -> ray.data.DataContext:
+def _check_begin(begin: Mapping[int, int] | None, committer: Committer, store: EventStore) -> None:
+    for partition, asked in (begin or {}).items():
+        if (held := committer.committed[partition]) != asked:
+            raise DataError(
+                f"{store.uri} holds {committer.topic} partition {partition} up to offset {held}: it can't "
+                f"begin at {asked} again; replay into another store (--into), or leave out --from"
+            )
+
+
+def _slices(begin: Mapping[int, int], end: Mapping[int, int]) -> list[Slice]:
+    """All partitions side by side, so that none waits for another."""
+    slices = [
+        Slice(partition, first, min(first + SLICE, end[partition]))
+        for partition, start in begin.items()
+        for first in range(start, end[partition], SLICE)
+    ]
+    return sorted(slices, key=lambda s: (s.start - begin[s.partition], s.partition))
+
+
+def _blocks(slices: list[Slice], bus: BusSettings, validation: ValidationSettings) -> Iterator[pa.Table]:
+    if not slices:
+        return
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # the new Parquet reader puts small files into one task
-    context.execution_options.preserve_order = True  # which of two duplicates is kept is then decided
+    context.target_max_block_size = BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors become ours
-    return context
-
-
-def _reading(files: list[str]) -> ray.data.Dataset:
-    blocks = max(2, len(files))
-    kind = Path(files[0]).suffix.lower()
-    if kind == ".parquet":
-        return ray.data.read_parquet(files, override_num_blocks=blocks)
-    if kind in (".jsonl", ".ndjson", ".json"):
-        return ray.data.read_text(files, override_num_blocks=blocks)
-    if kind == ".csv":
-        with pa_csv.open_csv(files[0]) as reader:  # all columns as text: an id like 007 is no number
-            types = {name: pa.string() for name in reader.schema.names}
-        options = pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True)
-        return ray.data.read_csv(files, override_num_blocks=blocks, convert_options=options)
-    raise DataError(f"{files[0]} has no ending that recsys reads; give .parquet, .csv or .jsonl")
-
-
-def _validated(batch: pa.Table, *, now: int, settings: ValidationSettings, where: str) -> pa.Table:
-    """In a task: the events with their `reason`, and `read`: the rows of this batch, on its first row."""
-    if batch.column_names == ["text"]:
-        events, reason = _decoded(batch["text"].to_pylist())
-    else:
-        events, reason = conform(batch, where=where), pa.nulls(len(batch), pa.string())
-    reason = pa.compute.coalesce(reason, reasons(events, now=now, settings=settings))
-    read = np.zeros(len(events), np.int64)
-    read[:1] = len(batch)
-    return events.append_column("reason", reason).append_column("read", pa.array(read))
-
-
-def _decoded(lines: list[str]) -> tuple[pa.Table, pa.Array]:
     try:
-        return decode_events(lines), pa.nulls(len(lines), pa.string())
-    except DataError:
-        pass  # some line is broken: find which
-    tables: list[pa.Table] = []
-    broken: list[str | None] = []
-    for line in lines:
-        try:
-            tables.append(decode_events([line]))
-            broken.append(None)
-        except DataError as error:
-            said = {"line": line[:1000], "error": str(error).removeprefix("event 0: ")[:200]}
-            tables.append(decode_events([{"attributes": said}]))
-            broken.append(MALFORMED)
-    return pa.concat_tables(tables).combine_chunks(), pa.array(broken, pa.string())
+        with ray.data.DataContext.current(context):
+            source = BusDatasource(slices, bus=bus, validation=validation)
+            dataset = ray.data.read_datasource(source, override_num_blocks=len(slices))
+        yield from cast(Iterable[Any], dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UnavailableError | DataError):
+            raise error.cause from error
+        raise
 
 
-def _commit(store: EventStore, read: int, valid: pa.Table, rejected: pa.Table) -> IngestCounts:
-    valid, rejected = fill_event_ids(valid), fill_event_ids(rejected)
-    version = store.version()
-    held = store.read(columns=["event_id"], version=version) if version >= 0 else EVENT_SCHEMA.empty_table()
-    seen = _hashes(held)
-    hashes = _hashes(valid)
-    new = np.zeros(len(valid), bool)
-    new[np.unique(hashes, return_index=True)[1]] = True
-    new &= ~np.isin(hashes, seen)
-    unseen = ~np.isin(_hashes(rejected), _hashes(store.read_rejected(columns=["event_id"])))
-    counts = Counter(rejected["reason"].to_pylist())
-    appended = store.append(
-        valid.filter(pa.array(new)), rejected=rejected.filter(pa.array(unseen)), at_version=version
-    )
-    duplicate = int(np.count_nonzero(~new))
-    return IngestCounts(read, appended.stored, duplicate, dict(counts.most_common()))
+def _block(batch: Batch) -> pa.Table:
+    start = np.concatenate([[batch.start], batch.offsets[:-1] + 1])
+    columns = [batch.reason, pa.array(start), pa.array(np.full(len(start), batch.read_ms))]
+    return pa.Table.from_arrays([*batch.events.columns, *columns], schema=_BLOCK_SCHEMA)
 
 
-def _hashes(events: pa.Table) -> np.ndarray:
-    """64-bit hashes of the event ids, uint64 [N]; comparable within this process only."""
-    return pl.Series(events["event_id"]).hash(seed=0).to_numpy()
-
-
-def _data_error(paths: Sequence[str | Path], error: Exception) -> DataError:
-    """What went wrong in one line. Of a task's DataError, Ray passes on no more than the text."""
-    if raised := re.search(r"\bDataError: (.+)", str(error)):
-        return DataError(raised[1])
-    text = str(error).strip().splitlines()[-1]
-    return DataError(
-        f"{paths[0]} (of {len(paths)} files) can't be read ({text}); check its format and ending"
-    )
+def _in_order(blocks: Iterator[pa.Table], begin: Mapping[int, int]) -> Iterator[Batch]:
+    """The blocks as batches, each partition's in the order of its offsets."""
+    following, waiting = dict(begin), dict[int, dict[int, Batch]]()
+    for block in blocks:
+        block = block.cast(_BLOCK_SCHEMA)
+        partition, start = block["partition"][0].as_py(), block["start"][0].as_py()
+        batch = Batch(
+            partition=partition,
+            start=start,
+            end=block["offset"][-1].as_py() + 1,
+            events=block.select(STORED_SCHEMA.names),
+            reason=block["reason"].combine_chunks(),
+            read_ms=block["read_ms"][0].as_py(),
+        )
+        held = waiting.setdefault(partition, {})
+        held[start] = batch
+        while following[partition] in held:
+            batch = held.pop(following[partition])
+            following[partition] = batch.end
+            yield batch
+    if left := {p: sorted(held) for p, held in waiting.items() if held}:
+        raise DataError(f"blocks of partition {left} never found their place; this is a bug: report it")

@@ -47,7 +47,15 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 
-REJECTED_SCHEMA = EVENT_SCHEMA.append(pa.field("reason", pa.string()))
+# What the store keeps beside an event: where it stood on the bus (null: it came from a file) and when
+# the bus, or the ingestion of the file, took it.
+PROVENANCE = (
+    pa.field("partition", pa.int32()),
+    pa.field("offset", pa.int64()),
+    pa.field("appended_at", TIMESTAMP),
+)
+STORED_SCHEMA = pa.schema([*EVENT_SCHEMA, *PROVENANCE])
+REJECTED_SCHEMA = STORED_SCHEMA.append(pa.field("reason", pa.string()))
 
 IDS = ("event_id", "user_id", "item_id", "order_id")
 

@@ -1,29 +1,32 @@
-"""The event store: two Delta tables in one folder or bucket, `events` and `rejected`.
+"""The event store: Delta tables in one folder or bucket, `events` and `rejected`, and the events' `cold` one.
 
 A commit carries the offsets that it ends at as application transactions, so results and offsets can't
-part: what a table already holds is skipped, for each table on its own. Delta lets two appends pass
-each other; here each also claims the next version, so the second one fails. Both tables are
-partitioned by month (`YYYY-MM` of the event's time): by day, a year of the retail file would be 305
-files of a few kB. It neither validates nor drops duplicates.
+part. `rejected` is committed first, so the events' offsets are those that both hold, and after a crash
+between the two only `rejected` can be ahead: what it has already is left out of both. Rows of erased
+users become places without content here, the one door that all rows go through. Tables are partitioned
+by month, or by day where a day is large: a year of the retail file would be 305 files of a few kB.
+The hot table names the version of the cold one that belongs to it, so each version is a whole.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+import pyarrow.dataset as ds
+from deltalake import DeltaTable, Transaction
 
 from recsys.errors import DataError, UnavailableError
-from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA
+from recsys.events.delta import ARCHIVED, ConflictError, StoreTable, partition_column, places, retried
+from recsys.events.erasure import ERASED_SCHEMA, without_erased
+from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-_WRITER = "recsys-writer"
-_MONTH = pa.field("month", pa.string())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,49 +37,96 @@ class Appended:
 
 
 class EventStore:
-    """Reads raise DataError with the remedy while nothing was stored yet."""
+    """Reads raise DataError with the remedy while nothing was stored yet.
 
-    def __init__(self, uri: str, *, storage_options: Mapping[str, str] | None = None) -> None:
+    For S3 give `s3://bucket/folder`; `storage_options` or the environment say AWS_REGION and the keys, and
+    for a server of another maker AWS_ENDPOINT_URL, and AWS_ALLOW_HTTP=true if it has no TLS. Commits are
+    safe without a lock table: they are conditional puts, which the server must honor (If-None-Match).
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        partition_by: Literal["month", "day"] = "month",
+        cold_uri: str | None = None,
+        cold_options: Mapping[str, str] | None = None,
+    ) -> None:
+        """`partition_by` is for tables that are made; `cold_uri` is the place of the cold table itself."""
         self.uri = str(uri).rstrip("/")
-        self._options = dict(storage_options or {})
+        options = dict(storage_options or {})
+        cold_options = options if cold_options is None else cold_options
+        table = functools.partial(StoreTable, partition_by=partition_by)
+        self.events = table(f"{self.uri}/events", schema=STORED_SCHEMA, options=options, period="timestamp")
+        # By the time of taking: a rejected event's own time can be any, and each month would be a file.
+        self.rejected = table(
+            f"{self.uri}/rejected", schema=REJECTED_SCHEMA, options=options, period="appended_at"
+        )
+        self.cold = table(
+            str(cold_uri or f"{self.uri}/cold"),
+            schema=STORED_SCHEMA,
+            options=cold_options,
+            period="timestamp",
+        )
+        self.erasures = table(f"{self.uri}/erased", schema=ERASED_SCHEMA, options=options)
 
     def append(
         self,
         events: pa.Table,
         *,
         rejected: pa.Table | None = None,
-        transactions: Mapping[str, int] | None = None,
+        topic: str = "events",
+        offsets: Mapping[int, tuple[int, int]] | None = None,
         at_version: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Appended:
-        """One commit to each table that gets something new.
+        """One commit to each table that gets something new: rows or offsets.
 
-        `transactions`: application id -> offset after this batch; a table that holds them is skipped.
-        `at_version`: the version of the events table that the caller decided from.
-        Raises UnavailableError if another writer committed meanwhile: decide again.
+        `events` has STORED_SCHEMA, `rejected` REJECTED_SCHEMA. `offsets`: partition -> (start, end); the
+        rows are all that became of the records [start, end). `at_version`: the version of the events table
+        that the caller decided from. `metadata` is kept with the commit of events. Raises UnavailableError
+        if another writer committed: decide again.
         """
-        if at_version is not None and at_version != self.version():
-            raise self._conflict("events", f"version {self.version()} is not {at_version}")
         rejected = REJECTED_SCHEMA.empty_table() if rejected is None else rejected
-        refused = self._write("rejected", rejected, REJECTED_SCHEMA, transactions or {})
-        stored = self._write("events", events, EVENT_SCHEMA, transactions or {})
-        return Appended(stored, refused, self.version())
+        given = (events, rejected, topic, offsets or {}, at_version, metadata)
+        attempt = functools.partial(self._append, *given)
+        # With offsets it is known what is held, so try again; without, the caller must look.
+        return retried(attempt) if offsets else attempt()
 
-    def transaction(self, app_id: str) -> int | None:
-        """The offset after the last batch of `app_id` that both tables hold; None = none."""
-        tables = (self._open("events"), self._open("rejected"))
-        held = [None if table is None else table.transaction_version(app_id) for table in tables]
-        given = [offset for offset in held if offset is not None]
-        return min(given) if len(given) == len(held) else None
+    def committed(self, topic: str, partitions: int) -> dict[int, int]:
+        """Partition -> offset after the last batch that both tables hold; absent = none yet."""
+        table = self.events.open()
+        held = {p: _offset(table, topic, p) for p in range(partitions)}
+        return {p: offset for p, offset in held.items() if offset is not None}
+
+    def erased(self) -> pa.Table:
+        """The erased users, ERASED_SCHEMA; empty if none ever was."""
+        table = self.erasures.open()
+        return ERASED_SCHEMA.empty_table() if table is None else self.erasures.read(table)
 
     def version(self) -> int:
         """Version of the events table, -1 before the first event."""
-        table = self._open("events")
-        return -1 if table is None else table.version()
+        return _version(self.events.open())
+
+    def rejected_version(self) -> int:
+        """Version of the table of rejected events, -1 before it is made."""
+        return _version(self.rejected.open())
+
+    def last_commit(self) -> dict[str, str]:
+        """When events of the bus were committed last, and how late; empty if none ever were."""
+        table = self.events.open()
+        for entry in table.history(50) if table is not None else ():
+            if "oldest_ms" in entry:
+                at = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC).isoformat(timespec="milliseconds")
+                late_ms = entry["timestamp"] - int(entry["oldest_ms"])
+                return {"at": at, "read_lag_ms": entry["read_lag_ms"], "commit_lag_ms": str(late_ms)}
+        return {}
 
     def count(self) -> int:
         """Stored events, from the log alone: no data file is read; 0 before the first."""
-        table = self._open("events")
-        return 0 if table is None else table.count()
+        hot = self.events.open()
+        return 0 if hot is None else sum(table.count() for _, table in self._parts(hot))
 
     def read(
         self,
@@ -84,96 +134,157 @@ class EventStore:
         columns: Sequence[str] | None = None,
         months: Sequence[str] | None = None,
         version: int | None = None,
+        since: datetime | None = None,
     ) -> pa.Table:
-        """Events (of these months, at this version) in no particular order."""
-        return self._read("events", EVENT_SCHEMA, columns, months, version)
+        """Events (of these months, at this version, taken since) in no particular order, EVENT_SCHEMA.
+
+        `columns` may name any of STORED_SCHEMA.
+        """
+        wanted = list(columns or EVENT_SCHEMA.names)
+        return pa.concat_tables(
+            part.read(table, columns=wanted, where=_where(table, months, since))
+            for part, table in self._parts(self._existing(version))
+        )
 
     def read_rejected(self, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rejected events with their `reason`; empty if none ever was."""
-        if self._open("rejected") is None:
+        """Rejected events with their `reason`, REJECTED_SCHEMA; empty if none ever was."""
+        table = self.rejected.open()
+        if table is None:
             return REJECTED_SCHEMA.empty_table().select(columns or REJECTED_SCHEMA.names)
-        return self._read("rejected", REJECTED_SCHEMA, columns, None, None)
+        return self.rejected.read(table, columns=columns)
+
+    def replace_rejected(self, rows: pa.Table, *, at_version: int) -> int:
+        """Makes `rows` all that the table of rejected events holds; its offsets stay. Returns its version.
+
+        Raises UnavailableError if it is no longer at `at_version`, from which the caller decided.
+        """
+        table = self.rejected.open()
+        if _version(table) != at_version:
+            raise self._moved(self.rejected, table, at_version)
+        self.rejected.append(table, rows, overwrite=True)
+        return at_version + 1
 
     def duckdb(self) -> "DuckDBPyConnection":
         """A DuckDB connection in which `events` (and `rejected`, if any) can be queried."""
         import duckdb  # for reports and tests only; serving replicas never load it
 
         connection = duckdb.connect()
-        for name in ("events", "rejected"):
-            table = self._existing(name, None) if name == "events" else self._open(name)
-            if table is not None:
-                connection.register(name, table.to_pyarrow_dataset())
+        parts = [part.dataset(table) for part, table in self._parts(self._existing())]
+        connection.register("events", parts[0] if len(parts) == 1 else ds.dataset(parts))
+        if (rejected := self.rejected.open()) is not None:
+            connection.register("rejected", self.rejected.dataset(rejected))
         return connection
 
-    def _write(self, name: str, rows: pa.Table, schema: pa.Schema, transactions: Mapping[str, int]) -> int:
-        table = self._open(name)
-        new = [
-            Transaction(app_id, offset)
-            for app_id, offset in transactions.items()
-            if table is None or (table.transaction_version(app_id) or -1) < offset
-        ]
-        if (transactions and not new) or (not transactions and not len(rows)):
-            return 0
-        new.append(Transaction(_WRITER, 0 if table is None else table.version() + 1))
-        # Through the table object that was checked: opened anew, the same commit would pass twice.
-        try:
-            write_deltalake(
-                self._uri(name) if table is None else table,
-                _with_month(rows.cast(schema)),
-                mode="append" if table is not None else "error",
-                partition_by=["month"],
-                storage_options=self._options or None,
-                writer_properties=WriterProperties(compression="ZSTD"),
-                commit_properties=CommitProperties(app_transactions=new),
-            )
-        except (CommitFailedError, FileExistsError) as error:
-            raise self._conflict(name, str(error)) from error
-        except (DeltaError, OSError) as error:
-            raise UnavailableError(
-                f"can't write {self._uri(name)} ({error}); check the work directory's rights"
-            ) from error
-        return len(rows)
-
-    def _read(
+    def _append(
         self,
-        name: str,
-        schema: pa.Schema,
-        columns: Sequence[str] | None,
-        months: Sequence[str] | None,
-        version: int | None,
-    ) -> pa.Table:
-        table = self._existing(name, version)
-        wanted = list(columns or schema.names)
-        kept = [("month", "in", list(months))] if months is not None else None
-        read = table.to_pyarrow_table(columns=wanted, filters=kept)
-        return read.select(wanted).cast(pa.schema([schema.field(c) for c in wanted]))
+        events: pa.Table,
+        rejected: pa.Table,
+        topic: str,
+        offsets: Mapping[int, tuple[int, int]],
+        at_version: int | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Appended:
+        hot, cases = self.events.open(), self.rejected.open()
+        if at_version is not None and at_version != _version(hot):
+            raise self._moved(self.events, hot, at_version)
+        for partition, (start, _) in offsets.items():
+            held = _offset(hot, topic, partition)
+            if held is not None and held != start:
+                raise UnavailableError(
+                    f"another committer wrote {self.events.uri}: partition {partition} of {topic!r} is at "
+                    f"{held}, not {start}; go on from what is committed, and keep one committer"
+                )
+        ahead = any((_offset(cases, topic, p) or 0) > start for p, (start, _) in offsets.items())
+        if ahead:
+            # Whoever is ahead may be alive, and would store what is rejected here: this makes it fail.
+            hot, cases = self.events.append(hot, STORED_SCHEMA.empty_table()), self.rejected.open()
+            events, rejected = self._without_held(cases, offsets, events, rejected)
+        # Read after the tables were opened: an erasure that it lacks will make these commits conflict.
+        events, rejected = without_erased(events, rejected, erased=self.erased())
+        ends = {partition: end for partition, (_, end) in offsets.items()}
+        self._commit(self.rejected, cases, rejected, topic, ends, anyway=ahead)
+        hot = self._commit(self.events, hot, events, topic, ends, metadata=metadata)
+        return Appended(len(events), len(rejected), _version(hot))
 
-    def _existing(self, name: str, version: int | None) -> DeltaTable:
-        table = self._open(name, version)
+    def _commit(
+        self,
+        place: StoreTable,
+        table: DeltaTable | None,
+        rows: pa.Table,
+        topic: str,
+        ends: Mapping[int, int],
+        *,
+        anyway: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> DeltaTable | None:
+        moved = [
+            Transaction(_app_id(topic, partition), end)
+            for partition, end in ends.items()
+            if (_offset(table, topic, partition) or 0) < end
+        ]
+        if not moved and not len(rows) and not anyway:
+            return table
+        return place.append(table, rows, transactions=moved, metadata=metadata)
+
+    def _without_held(
+        self,
+        cases: DeltaTable | None,
+        offsets: Mapping[int, tuple[int, int]],
+        *tables: pa.Table,
+    ) -> list[pa.Table]:
+        """The tables without the records of these ranges that are held as rejected."""
+        ranges = [
+            (ds.field("partition") == partition) & (ds.field("offset") >= start) & (ds.field("offset") < end)
+            for partition, (start, end) in offsets.items()
+        ]
+        where = functools.reduce(lambda one, other: one | other, ranges)
+        assert cases is not None
+        held = places(self.rejected.read(cases, columns=["partition", "offset"], where=where))
+        return [rows.filter(pa.array(~np.isin(places(rows), held))) for rows in tables]
+
+    def _parts(self, hot: DeltaTable) -> list[tuple[StoreTable, DeltaTable]]:
+        """The hot table, and the cold one as it belongs to it."""
+        archived = hot.transaction_version(ARCHIVED)
+        if archived is None:
+            return [(self.events, hot)]
+        cold = self.cold.open(archived)
+        if cold is None:
+            raise UnavailableError(
+                f"events of {self.uri} were archived, but {self.cold.uri} holds none: give that table's place"
+            )
+        return [(self.events, hot), (self.cold, cold)]
+
+    def _existing(self, version: int | None = None) -> DeltaTable:
+        table = self.events.open(version)
         if table is None:
             raise DataError(f"no events in {self.uri}: run `recsys ingest` first, or correct workdir")
         return table
 
-    def _open(self, name: str, version: int | None = None) -> DeltaTable | None:
-        try:
-            return DeltaTable(self._uri(name), version=version, storage_options=self._options or None)
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError) as error:
-            at = "" if version is None else f" at version {version}"
-            raise UnavailableError(
-                f"can't open {self._uri(name)}{at} ({error}); check the work directory"
-            ) from error
-
-    def _conflict(self, name: str, what: str) -> UnavailableError:
-        return UnavailableError(
-            f"another writer committed to {self._uri(name)} ({what}); keep one writer and run again"
+    def _moved(self, place: StoreTable, table: DeltaTable | None, expected: int) -> ConflictError:
+        return ConflictError(
+            f"another writer committed to {place.uri} (version {_version(table)} is not {expected}); "
+            "keep one writer and run again"
         )
 
-    def _uri(self, name: str) -> str:
-        return f"{self.uri}/{name}"
+
+def _app_id(topic: str, partition: int) -> str:
+    return f"{topic}/{partition}"
 
 
-def _with_month(rows: pa.Table) -> pa.Table:
-    month = pc.strftime(pc.floor_temporal(rows["timestamp"], unit="month"), format="%Y-%m")
-    return rows.append_column(_MONTH, pc.fill_null(month, "unknown"))
+def _offset(table: DeltaTable | None, topic: str, partition: int) -> int | None:
+    return None if table is None else table.transaction_version(_app_id(topic, partition))
+
+
+def _version(table: DeltaTable | None) -> int:
+    return -1 if table is None else table.version()
+
+
+def _where(table: DeltaTable, months: Sequence[str] | None, since: datetime | None) -> pc.Expression | None:
+    found = []
+    if months is not None:
+        by = partition_column(table)
+        days = [f"{month}-{day:02}" for month in months for day in range(1, 32)]
+        found.append(ds.field(by).isin(list(months) if by == "month" else days))
+    if since is not None:
+        found.append(ds.field("appended_at") >= pa.scalar(since, TIMESTAMP))
+    return functools.reduce(lambda one, other: one & other, found) if found else None

@@ -6,7 +6,7 @@ replay decides alike. An absent event id is no reason: `fill_event_ids` gives th
 content and of its occurrence, which is the same however the rows were split over tasks before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ from recsys.events.schema import (
     EVENT_SCHEMA,
     EVENT_TYPES,
     IDS,
-    REJECTED_SCHEMA,
     hashed_ids,
     occurrences,
 )
@@ -37,6 +36,12 @@ REASONS = (
     "position_below_1",
 )
 
+# Reasons beside those that validation finds; all of them stand in the table of rejected events.
+MALFORMED = "malformed"  # no event could be read from the record or line
+DUPLICATE = "duplicate"  # an event of this user and id was stored within the horizon
+LOST = "lost"  # the bus dropped it before it was ingested, which somebody accepted
+ERASED = "erased"  # of a user who was erased; nothing but its place on the bus is kept
+
 _MICROSECONDS = 1_000_000
 
 
@@ -44,6 +49,8 @@ _MICROSECONDS = 1_000_000
 class ValidationSettings:
     future_tolerance: int = 300  # seconds that an event's clock may run ahead of `now`
     max_id_bytes: int = 256
+    max_text_bytes: int = 2048  # of a field of the context
+    max_attributes_bytes: int = 16_384  # of all names and values together, and one more for each
 
 
 DEFAULT_SETTINGS = ValidationSettings()
@@ -61,11 +68,15 @@ def reasons(
     latest = (np.asarray(now, np.int64) + settings.future_tolerance) * _MICROSECONDS
     value, quantity = events["value"], events["quantity"]
     position = pc.struct_field(events["context"], "position")
+    ids = [events[name] for name in (*IDS, "event_type", "currency")]
+    texts = [pc.struct_field(events["context"], f.name) for f in CONTEXT if pa.types.is_string(f.type)]
     holds = {
         "missing_user": _blank(user),
         "missing_item": _blank(item),
-        "oversized": _any(events, lambda c: pc.greater(pc.binary_length(c), settings.max_id_bytes)),
-        "control_characters": _any(events, lambda c: pc.match_substring_regex(c, r"\p{Cc}")),
+        "oversized": _any(ids, lambda c: pc.greater(pc.binary_length(c), settings.max_id_bytes))
+        | _any(texts, lambda c: pc.greater(pc.binary_length(c), settings.max_text_bytes))
+        | (_attribute_bytes(events["attributes"]) > settings.max_attributes_bytes),
+        "control_characters": _any([*ids, *texts], lambda c: pc.match_substring_regex(c, r"\p{Cc}")),
         "unknown_type": _true(pc.invert(pc.is_in(kind, value_set=pa.array(EVENT_TYPES)))),
         "bad_timestamp": ~_true(pc.greater(timestamp, 0)),
         "future_timestamp": _true(pc.greater(timestamp, pa.array(latest) if latest.ndim else int(latest))),
@@ -83,15 +94,14 @@ def reasons(
 def validate(
     events: pa.Table, *, now: int | np.ndarray, settings: ValidationSettings = DEFAULT_SETTINGS
 ) -> tuple[pa.Table, pa.Table]:
-    """(valid events with EVENT_SCHEMA, rejected events with REJECTED_SCHEMA), both in order."""
+    """(valid events with EVENT_SCHEMA, rejected events with their `reason`), both in order."""
     return split(events, reasons(events, now=now, settings=settings))
 
 
 def split(events: pa.Table, reason: pa.Array | pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:
-    """The events without a reason, and those with theirs."""
+    """The events without a reason, and those with theirs in one column more, `reason`."""
     valid = reason.is_null()
-    rejected = events.append_column("reason", reason).filter(pc.invert(valid))
-    return events.filter(valid), rejected.cast(REJECTED_SCHEMA)
+    return events.filter(valid), events.append_column("reason", reason).filter(pc.invert(valid))
 
 
 def fill_event_ids(events: pa.Table) -> pa.Table:
@@ -130,5 +140,19 @@ def _blank(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True).to_numpy().astype(bool)
 
 
-def _any(events: pa.Table, condition: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> np.ndarray:
-    return np.logical_or.reduce([_true(condition(events[c])) for c in IDS])
+def _any(
+    columns: Sequence[pa.ChunkedArray], condition: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> np.ndarray:
+    return np.logical_or.reduce([_true(condition(column)) for column in columns])
+
+
+def _attribute_bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """Bytes of all names and values of each event, and one more for each pair, int64 [N]."""
+    if column.null_count == len(column):
+        return np.zeros(len(column), np.int64)
+    pairs = column.combine_chunks()
+    pairs = pa.concat_arrays(pairs.chunks) if isinstance(pairs, pa.ChunkedArray) else pairs
+    sizes = [pc.fill_null(pc.binary_length(part), 0).to_numpy() for part in (pairs.keys, pairs.items)]
+    until = np.concatenate([[0], np.cumsum(sizes[0].astype(np.int64) + sizes[1] + 1)])
+    offsets = pairs.offsets.to_numpy()
+    return until[offsets[1:]] - until[offsets[:-1]]

@@ -105,6 +105,11 @@ class OnlineStore:
                     self._set(pipeline, key, value)
                 pipeline.execute()
 
+    def forget(self, user_ids: Sequence[str]) -> int:
+        """Deletes these users; how many of them were known."""
+        with redis_errors(url_of(self._redis)):
+            return int(self._redis.delete(*self._keys(user_ids))) if user_ids else 0
+
     def applied_offset(self, topic: str, partition: int) -> int:
         """The offset after the last event of the partition that this namespace holds; 0 = none."""
         with redis_errors(url_of(self._redis)):

@@ -2,9 +2,12 @@
 
 The offset that a partition was applied to lives in the same Redis transaction as the users it changed:
 a restart applies nothing twice and loses nothing. A history holds the events of `event_types` (what
-counts as consumed), sorted by time; a late event finds its place. No Ray here: an actor calls `follow`.
+counts as consumed), sorted by time; a late event finds its place. A record that is no valid event, and
+an event sent again within the horizon, only move the offset on; which were sent again is found anew at
+a start, by reading back. No Ray here: an actor calls `follow`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,85 +15,99 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.errors import DataError, UnavailableError
+from recsys.errors import DataError
+from recsys.events.batch import Batch, judge
 from recsys.events.bus import Bus, Records
+from recsys.events.duplicates import SeenEvents, identities
 from recsys.events.interactions import history_columns, history_order
+from recsys.events.validation import DEFAULT_SETTINGS, ValidationSettings
+from recsys.events.wire import Decoder
 from recsys.features.online import OnlineStore, OnlineUsers
 from recsys.types import Histories, offsets_of
 
 EVENT_TYPES = ("purchase", "rating")
+HORIZON_S = 3600.0  # how long an event's id is remembered
+READ_BACK = 100_000  # records of a partition that are read back at a start, at most
+READER = "features"  # the name under which positions are noted on the bus
+NOTE_S = 1.0
+_LIMIT = 1000  # records of a partition that one transaction applies
 
 RowsOf = Callable[[pa.Array], np.ndarray]  # item ids [N] -> rows int32 [N], -1 = unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of the records; the four counts of events add up to their number."""
+    """What became of the records; the six counts of events add up to their number."""
 
-    events: int  # now in a history
-    repeated: int  # had been applied before
-    other_types: int  # no part of a history
-    unknown_items: int  # items without a row
-    users: int  # users written
+    events: int = 0  # now in a history
+    repeated: int = 0  # had been applied before
+    rejected: int = 0  # no event, or one that is not valid
+    duplicate: int = 0  # of a user and event id that was there within the horizon
+    other_types: int = 0  # no part of a history
+    unknown_items: int = 0  # items without a row
+    users: int = 0  # users written
 
 
 def apply_events(
     store: OnlineStore,
-    records: Records,
+    batch: Batch,
     *,
     topic: str,
     rows_of: RowsOf,
+    seen: SeenEvents,
     event_types: Sequence[str] = EVENT_TYPES,
 ) -> Applied:
-    """Appends the records to their users' histories and writes them together with the offset.
+    """Appends the events to their users' histories and writes them together with the offset.
 
-    Raises DataError if records before these were never applied: read from `store.applied_offset`.
+    `seen` notes the partition's events; after an error it is worth nothing. Raises DataError if records
+    before these were never applied: read from `store.applied_offset`.
     """
-    if not len(records):
-        return Applied(0, 0, 0, 0, 0)
-    events = records.events
-    counted = pc.fill_null(pc.is_in(events["event_type"], value_set=pa.array(event_types)), False)
-    counted = counted.to_numpy().astype(bool)
-    rows = np.asarray(rows_of(events["item_id"]), np.int32)
-    columns = history_columns(events, rows=rows)
-    user_ids, user = np.unique(
-        np.array(events["user_id"].to_pylist(), object).astype(str), return_inverse=True
-    )
+    valid = batch.reason.is_null().to_numpy(zero_copy_only=False)
+    stored = _noted(seen, batch, valid)
+    kinds = pc.is_in(batch.events["event_type"], value_set=pa.array(event_types)).to_numpy()
+    counted = stored & kinds
+    row = np.full(len(valid), -1, np.int32)
+    row[counted] = rows_of(batch.events["item_id"].filter(pa.array(counted)))
+    part = counted & (row >= 0)
+    events = batch.events.filter(pa.array(part))
+    columns = history_columns(events, rows=row[part])
+    user_ids, user = np.unique(np.array(events["user_id"].to_pylist(), str), return_inverse=True)
+    # The moment after the newest event, whichever clock ran ahead.
+    latest = np.maximum(batch.append_ms[part] // 1000, columns["time"]) + 1
     result: list[Applied] = []
 
     def update(users: OnlineUsers, offset: int) -> tuple[OnlineUsers, int] | None:
-        """`users` are all users of the records; pure but for the report."""
+        """`users` are the users of the events; pure but for the report."""
         result.clear()
-        new = records.offsets >= offset
-        if records.offsets[0] > offset:
+        if batch.start > offset:
             raise DataError(
-                f"{topic} partition {records.partition}: events {offset} to {records.offsets[0] - 1} "
+                f"{topic} partition {batch.partition}: events {offset} to {batch.start - 1} "
                 f"were never applied; read from offset {offset}"
             )
-        taken = new & counted & (rows >= 0)
+        new = batch.offsets >= offset
+        taken = new[part]
         touched = np.zeros(len(user_ids), bool)
         touched[user[taken]] = True
         result.append(
             Applied(
                 events=int(taken.sum()),
                 repeated=int((~new).sum()),
-                other_types=int((new & ~counted).sum()),
-                unknown_items=int((new & counted & (rows < 0)).sum()),
+                rejected=int((new & ~valid).sum()),
+                duplicate=int((new & valid & ~stored).sum()),
+                other_types=int((new & stored & ~counted).sum()),
+                unknown_items=int((new & counted & ~part).sum()),
                 users=int(touched.sum()),
             )
         )
-        if not new.any():
+        if batch.end <= offset:
             return None
         appended = {name: column[taken] for name, column in columns.items()}
         histories = _newest(_merged(users.histories, user[taken], appended), store.max_history)
         as_of = users.as_of.copy()
-        # The moment after the newest event, whichever clock ran ahead.
-        latest = np.maximum(records.append_time_ms[taken] // 1000, columns["time"][taken]) + 1
-        np.maximum.at(as_of, user[taken], latest)
-        changed = replace(users, histories=histories, as_of=as_of, known=touched)
-        return changed, int(records.offsets[-1]) + 1
+        np.maximum.at(as_of, user[taken], latest[taken])
+        return replace(users, histories=histories, as_of=as_of, known=touched), batch.end
 
-    store.change(user_ids.tolist(), topic=topic, partition=records.partition, update=update)
+    store.change(user_ids.tolist(), topic=topic, partition=batch.partition, update=update)
     return result[0]
 
 
@@ -102,32 +119,87 @@ def follow(
     rows_of: RowsOf,
     stop: Callable[[], bool],
     event_types: Sequence[str] = EVENT_TYPES,
-    on_applied: Callable[[Records, Applied], None] | None = None,
+    decoder: Decoder | None = None,
+    validation: ValidationSettings = DEFAULT_SETTINGS,
+    horizon_s: float = HORIZON_S,
+    on_applied: Callable[[Batch, Applied], None] | None = None,
     block_ms: int = 200,
 ) -> None:
     """Applies what these partitions get until `stop()`; begins where the store's offsets say.
 
-    One follower for each partition. Errors pass through: whoever restarts it loses nothing.
+    One follower for each partition. Raises DataError if the bus does not hold what comes next. All
+    errors pass through: whoever restarts it loses nothing.
     """
+    decoder = decoder or Decoder()
+
+    def judged(records: Records, start: int) -> Batch:
+        return judge(records, start=start, topic=bus.topic, decoder=decoder, validation=validation)
+
     offsets = {p: store.applied_offset(bus.topic, p) for p in partitions}
+    _check_held(bus, offsets)
+    seen = {p: _read_back(bus, p, offset, judged, horizon_s) for p, offset in offsets.items()}
+    noted, noted_at = dict[int, int](), 0.0
     while not stop():
-        tail = bus.tail(partitions, offsets=offsets, block_ms=block_ms, limit=1000)
-        if not tail and (lost := [p for p, end in bus.end_offsets().items() if end < offsets.get(p, 0)]):
-            raise UnavailableError(
-                f"{bus.topic} partitions {lost} end before what was applied: the bus lost its events; "
-                "begin again from the store's offsets"
-            )
-        for records in tail:
+        for records in bus.tail(partitions, offsets=offsets, block_ms=block_ms, limit=_LIMIT):
+            batch = judged(records, offsets[records.partition])
             applied = apply_events(
                 store,
-                records,
+                batch,
                 topic=bus.topic,
                 rows_of=rows_of,
+                seen=seen[records.partition],
                 event_types=event_types,
             )
-            offsets[records.partition] = int(records.offsets[-1]) + 1
+            offsets[records.partition] = records.end
             if on_applied:
-                on_applied(records, applied)
+                on_applied(batch, applied)
+        if offsets != noted and time.monotonic() - noted_at >= NOTE_S:
+            bus.note_positions(READER, offsets)
+            noted, noted_at = dict(offsets), time.monotonic()
+
+
+def _check_held(bus: Bus, offsets: dict[int, int]) -> None:
+    begins, ends = bus.begin_offsets(), bus.end_offsets()
+    for partition, offset in offsets.items():
+        begin, end = begins[partition], ends[partition]
+        if begin <= offset <= end:
+            continue
+        lost = (
+            f"events {offset} to {begin - 1} were dropped from the bus before they were applied"
+            if offset < begin
+            else f"events up to {offset - 1} were applied, but the bus now ends at {end}: it lost its events"
+        )
+        raise DataError(
+            f"{bus.topic} partition {partition}: {lost}; fill the online store anew: "
+            "python -m jobs.build_features"
+        )
+
+
+def _read_back(
+    bus: Bus, partition: int, end: int, judged: Callable[[Records, int], Batch], horizon_s: float
+) -> SeenEvents:
+    """The events within the horizon before `end`, which is the next to apply; the newest `READ_BACK`."""
+    horizon_ms = int(horizon_s * 1000)
+    seen = SeenEvents(horizon_ms=horizon_ms)
+    following = bus.read(partition, start=end, limit=1)
+    moment = int(following.append_time_ms[0]) if len(following) else int(time.time() * 1000)
+    since = bus.offsets_at(moment - horizon_ms)[partition]
+    start = max(since, end - READ_BACK, bus.begin_offsets()[partition])
+    while start < end:
+        batch = judged(bus.read(partition, start=start, limit=min(10_000, end - start)), start)
+        valid = batch.reason.is_null().to_numpy(zero_copy_only=False)
+        _noted(seen, batch, valid & (batch.offsets < end))  # Kafka leaves offsets out
+        if batch.end <= start:
+            break
+        start = batch.end
+    return seen
+
+
+def _noted(seen: SeenEvents, batch: Batch, valid: np.ndarray) -> np.ndarray:
+    """Which of the `valid` events are no duplicates, bool [N]; `seen` notes them."""
+    stored = valid.copy()
+    stored[valid] = seen.new(identities(batch.events.filter(pa.array(valid))), batch.append_ms[valid])
+    return stored
 
 
 def _merged(histories: Histories, user: np.ndarray, appended: dict[str, np.ndarray]) -> Histories:

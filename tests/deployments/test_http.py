@@ -211,7 +211,11 @@ def test_metrics_are_the_same_whichever_replica_answers(laptop: Service) -> None
         'recsys_degraded_total{what="unknown_user"}',
         "recsys_batch_size_count",
         'recsys_slate_length_sum{scene="home"}',
-        'recsys_events_total{status="accepted"}',
+        'recsys_events_total{reason="",status="accepted"}',
+        'recsys_events_total{reason="unknown_type",status="rejected"}',
+        "recsys_events_waiting 0.0",
+        "recsys_publish_seconds_count",
+        "recsys_bus_outages_total",
         'recsys_stream_events_total{status="events"}',
         'status="422"',
     ):

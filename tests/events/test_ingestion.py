@@ -1,111 +1,143 @@
-import json
+"""Bounded ingestion with Ray Data, replay, and the continuous kind with actors that are killed."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import hashlib
+import os
+import signal
+import threading
+import time
+import uuid
+
 import pytest
 
-from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError
+from recsys.events import ingestion
+from recsys.events.audit import audit
+from recsys.events.bus import BusSettings, open_bus
 from recsys.events.codec import decode_events
-from recsys.events.ingestion import IngestCounts, ingest_events, ingest_files
+from recsys.events.committer import IngestCounts, IngestionSettings
+from recsys.events.following import Following, follow
+from recsys.events.ingestion import ingest_bus
+from recsys.events.schema import EVENT_SCHEMA
 from recsys.events.store import EventStore
-
-NOW = 1_795_000_000
-LINE = {"user_id": "u", "item_id": "i", "event_type": "click", "timestamp": "2026-01-01T00:00:00Z"}
+from recsys.events.validation import ValidationSettings
 
 
-def test_the_retail_file_twice(ray_cluster, tmp_path):
-    """531,282 lines: 5,231 identical ones are no duplicates, but the file a second time is nothing else."""
-    events = read_dataset("online-retail").events
-    store = EventStore(tmp_path / "store")
-    seen = []
-    rejected = {"missing_user": 133_358, "value_not_positive": 40}
-    counts = ingest_events(events, store=store, workdir=tmp_path, now=NOW, progress=seen.append)
-    assert counts == IngestCounts(531_282, 397_884, 0, rejected)
-    assert (len(seen) >= 2, seen[-1]) == (True, 531_282)
-    assert ingest_events(events, store=store, workdir=tmp_path, now=NOW) == IngestCounts(
-        531_282, 0, 397_884, rejected
+@pytest.fixture
+def settings(redis_url) -> BusSettings:
+    return BusSettings(url=redis_url, topic=f"t{uuid.uuid4().hex[:8]}", partitions=3)
+
+
+@pytest.fixture
+def bus(settings):
+    opened = open_bus(settings)
+    yield opened
+    opened.close()
+
+
+def events(first: int, count: int, **changes):
+    return decode_events(
+        [
+            {"event_id": f"e{n}", "user_id": f"u{n % 11}", "item_id": "i", "event_type": "click"}
+            | {"timestamp": "2026-01-01T00:00:00Z", "attributes": {"n": str(n)}}
+            | changes
+            for n in range(first, first + count)
+        ]
     )
-    assert (store.count(), len(store.read_rejected(columns=["reason"]))) == (397_884, 133_398)
-    assert [p.name for p in tmp_path.iterdir()] == ["store"]
-    revenue = store.duckdb().sql("select sum(value), count(distinct user_id) from events").fetchall()[0]
-    assert revenue == (pytest.approx(8_911_407.904), 4338)
 
 
-def test_json_lines_with_broken_ones(ray_cluster, tmp_path):
-    lines = [
-        json.dumps(LINE),
-        json.dumps(LINE),
-        "broken",
-        json.dumps({"user_id": 7}),
-        json.dumps(LINE | {"item_id": ""}),
-    ]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    store = EventStore(tmp_path / "store")
-    counts = ingest_files([tmp_path / "a.jsonl"], store=store, now=NOW)
-    assert counts == IngestCounts(5, 2, 0, {"malformed": 2, "missing_item": 1})
-    assert ingest_files([tmp_path / "a.jsonl"], store=store, now=NOW).duplicate == 2
-    malformed = [dict(a) for a in store.read_rejected()["attributes"].to_pylist() if a]
-    assert {m["line"] for m in malformed} == {"broken", '{"user_id": 7}'}
+def ingest(bus, settings, store, **changes) -> IngestCounts:
+    given = {"settings": IngestionSettings(commit_events=1000), "validation": ValidationSettings()} | changes
+    return ingest_bus(bus, bus_settings=settings, store=store, **given)
 
 
-def test_csv_keeps_ids_and_duplicates_within_the_input_count(ray_cluster, tmp_path):
-    for name in ("a.csv", "b.csv"):
-        (tmp_path / name).write_text(
-            "event_id,user_id,item_id,event_type,timestamp\n1,007,i,click,2026-01-01\n2,,i,click,2026-01-01\n"
-        )
-    store = EventStore(tmp_path / "store")
-    counts = ingest_files([tmp_path / "a.csv", tmp_path / "b.csv"], store=store, now=NOW)
-    assert counts == IngestCounts(4, 1, 1, {"missing_user": 2})
-    assert store.read(columns=["user_id"]).to_pylist() == [{"user_id": "007"}]
+def table_hash(store: EventStore) -> str:
+    """Of all that is stored, in the order of the ids."""
+    rows = store.read(columns=EVENT_SCHEMA.names).sort_by("event_id").to_pylist()
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
-def test_now_is_the_time_of_ingestion(ray_cluster, tmp_path):
-    pq.write_table(decode_events([LINE | {"event_id": "e"}]), tmp_path / "a.parquet")
-    counts = ingest_files([tmp_path / "a.parquet"], store=EventStore(tmp_path / "store"), now=1_600_000_000)
-    assert counts == IngestCounts(1, 0, 0, {"future_timestamp": 1})
+def test_what_the_bus_holds_is_stored_and_goes_on_from_there(
+    ray_cluster, tmp_path, settings, bus, monkeypatch
+):
+    monkeypatch.setattr(ingestion, "SLICE", 300)  # many tasks for each partition: their order must not matter
+    store, seen = EventStore(tmp_path), []
+    bus.publish(events(0, 3000))
+    bus.publish(events(0, 100))
+    bus.publish(events(5000, 5, event_type="nonsense"))
+    counts = ingest(bus, settings, store, progress=lambda done, total: seen.append((done, total)))
+    assert counts == IngestCounts(3105, 3000, 100, {"unknown_type": 5})
+    assert seen[-1] == (3105, 3105)
+    assert store.version() >= 2  # several commits, so that memory does not grow with the range
+    bus.publish(events(3000, 10))
+    assert ingest(bus, settings, store) == IngestCounts(10, 10, 0, {})
+    assert ingest(bus, settings, store) == IngestCounts(0, 0, 0, {})
+    found = audit(store, bus)
+    assert found.adds_up
+    assert (sum(p.stored for p in found.partitions), found.reasons) == (3010, {"unknown_type": 5})
 
 
-def test_an_empty_table_is_nothing(ray_cluster, tmp_path):
-    store = EventStore(tmp_path / "store")
-    assert ingest_events(decode_events([]), store=store, workdir=tmp_path, now=NOW) == IngestCounts(
-        0, 0, 0, {}
+def test_a_replay_by_time_gives_an_equal_table(ray_cluster, tmp_path, settings, bus):
+    bus.publish(events(0, 40))
+    time.sleep(0.05)
+    middle = int(time.time() * 1000)
+    time.sleep(0.05)
+    bus.publish(events(20, 80))  # 20 of them a second time
+    store, again, later = (EventStore(tmp_path / name) for name in ("first", "again", "later"))
+    ingest(bus, settings, store)
+    ingest(bus, settings, again, begin=bus.offsets_at(0))
+    assert table_hash(again) == table_hash(store)
+    counts = ingest(bus, settings, later, begin=bus.offsets_at(middle))
+    assert counts == IngestCounts(80, 80, 0, {})
+    assert audit(later, bus).adds_up
+    until = EventStore(tmp_path / "until")
+    assert ingest(bus, settings, until, end=bus.offsets_at(middle)) == IngestCounts(40, 40, 0, {})
+    with pytest.raises(DataError, match="replay into another store"):
+        ingest(bus, settings, store, begin=bus.offsets_at(0))
+
+
+def test_a_poison_record_stops_nothing(ray_cluster, tmp_path, settings, bus, redis_client):
+    """Whatever others put on the topic: it is kept with the error, and what follows is stored."""
+    published = bus.publish(events(0, 5))
+    stream = next(k for k in redis_client.keys(f"*{settings.topic}*") if redis_client.type(k) == b"stream")
+    number = int(published.partition[0])
+    assert number >= 0
+    entries = redis_client.xlen(stream)
+    redis_client.xadd(stream, {"e": b"\xc3\x01garbage", "t": str(int(time.time() * 1000))}, id=f"{entries}-1")
+    redis_client.incr(stream.decode() + ":next")
+    bus.publish(events(5, 50))
+    store = EventStore(tmp_path)
+    counts = ingest(bus, settings, store)
+    assert (counts.stored, counts.rejected) == (55, {"malformed": 1})
+    assert audit(store, bus).adds_up
+
+
+def test_followed_through_the_loss_of_every_actor(ray_cluster, tmp_path, settings, bus):
+    following = Following(
+        settings, ValidationSettings(), IngestionSettings(commit_s=0.2), {"uri": str(tmp_path / "store")}
     )
-    assert store.version() == -1
+    store, stop, statuses, killed = EventStore(tmp_path / "store"), threading.Event(), [], set()
+    sent = [0]
 
+    def told(status):
+        """While events come, kill each actor once, when it has committed something."""
+        statuses.append(status)
+        if sent[0] < 4000:
+            bus.publish(events(sent[0], 40))
+            sent[0] += 40
+        elif store.committed(bus.topic, 3) == bus.end_offsets():
+            stop.set()
+        victims = [pid for pid in status.pids if pid not in killed]
+        if victims and len(killed) < 3 and status.commits > 0:
+            killed.add(victims[-1])  # a reader, a reader again, at last the committer
+            os.kill(victims[-1] if len(killed) < 3 else status.pids[0], signal.SIGKILL)
+            killed.update(status.pids)
 
-def test_what_can_not_be_read_is_one_line_with_a_remedy(ray_cluster, tmp_path):
-    store = EventStore(tmp_path / "store")
-    (tmp_path / "a.csv").write_text("user_id,price\n1,2\n")
-    (tmp_path / "a.parquet").write_text("not Parquet")
-    (tmp_path / "empty.csv").write_text("")
-    for names, message in [
-        (["a.csv"], "unknown column 'price'"),
-        (["a.parquet"], "check its format"),
-        (["empty.csv"], "no file with events"),
-        (["absent.csv"], "no file with events"),
-        (["a.csv", "a.parquet"], "several formats"),
-    ]:
-        with pytest.raises(DataError, match=message) as raised:
-            ingest_files([tmp_path / n for n in names], store=store, now=NOW)
-        assert "\n" not in str(raised.value)
-
-
-def test_counts_must_add_up():
-    with pytest.raises(DataError, match="add up"):
-        IngestCounts(read=3, stored=1, duplicate=0, rejected={"missing_user": 1})
-
-
-def test_events_of_a_table_are_the_schema(ray_cluster, tmp_path):
-    """Ray Data must carry structs, maps and nulls through its blocks unharmed."""
-    body = LINE | {
-        "event_id": "e",
-        "context": {"position": 2},
-        "attributes": {"k": "v"},
-        "value": 1.5,
-        "quantity": 3,
-    }
-    events = decode_events([body, LINE | {"event_id": "f"}])
-    store = EventStore(tmp_path / "store")
-    ingest_events(events, store=store, workdir=tmp_path, now=NOW)
-    assert store.read().sort_by("event_id").equals(pa.table(events))
+    threading.Timer(60, stop.set).start()
+    follow(following, stop=stop.is_set, report=told)
+    found = audit(store, bus)
+    assert found.adds_up, found
+    assert sum(p.lag_messages for p in found.partitions) == 0
+    assert len(killed) >= 3
+    ids = store.read(columns=["event_id"])["event_id"].to_pylist()
+    assert sorted(ids) == sorted(f"e{n}" for n in range(sent[0]))
+    assert found.last_commit.keys() == {"at", "read_lag_ms", "commit_lag_ms"}

@@ -22,15 +22,20 @@ def slow_reason(event: dict, now: int) -> str | None:
     def blank(text):
         return text is None or text.strip() == ""
 
-    ids = [event[c] for c in IDS if event[c] is not None]
+    ids = [event[c] for c in (*IDS, "event_type", "currency") if event[c] is not None]
+    context = event["context"] or {}
+    texts = [context[c] for c in ("device", "session_id", "page", "slate_id", "country") if context.get(c)]
+    pairs = event["attributes"] or []
     time = event["timestamp"]
-    position = (event["context"] or {}).get("position")
+    position = context.get("position")
     value, quantity = event["value"], event["quantity"]
     checks = {
         "missing_user": blank(event["user_id"]),
         "missing_item": blank(event["item_id"]),
-        "oversized": any(len(i.encode()) > 256 for i in ids),
-        "control_characters": any(unicodedata.category(c) == "Cc" for i in ids for c in i),
+        "oversized": any(len(i.encode()) > 256 for i in ids)
+        or any(len(t.encode()) > 2048 for t in texts)
+        or sum(len(k.encode()) + len(v.encode()) + 1 for k, v in pairs) > 16_384,
+        "control_characters": any(unicodedata.category(c) == "Cc" for i in [*ids, *texts] for c in i),
         "unknown_type": event["event_type"] not in EVENT_TYPES,
         "bad_timestamp": time is None or time <= datetime.fromtimestamp(0, UTC),
         "future_timestamp": time is not None and time.timestamp() > now + 300,
@@ -58,12 +63,18 @@ events_strategy = st.lists(
                 lambda s: datetime.fromtimestamp(s, UTC)
             ),
             "value": st.none() | st.sampled_from([0.0, -1.0, 2.5, math.nan, math.inf, -math.inf]),
-            "currency": st.none(),
+            "currency": st.none() | st.sampled_from(["EUR", "x" * 257, "\n"]),
             "quantity": st.none() | st.sampled_from([-1, 0, 1]),
             "order_id": ids,
             "context": st.none()
-            | st.fixed_dictionaries({"position": st.none() | st.sampled_from([0, 1, -5])}),
-            "attributes": st.none(),
+            | st.fixed_dictionaries(
+                {
+                    "position": st.none() | st.sampled_from([0, 1, -5]),
+                    "page": st.none() | st.sampled_from(["", "p" * 2048, "é" * 1025, "a\tb"]),
+                }
+            ),
+            "attributes": st.none()
+            | st.lists(st.tuples(st.text(max_size=2), st.sampled_from(["", "é", "v" * 8190])), max_size=3),
         }
     ),
     max_size=8,
