@@ -8,7 +8,10 @@ topic with a bare kafka-python consumer in one process: one that writes the bodi
 binary column, and one that decodes them with fastavro into the same columns as ours.
 """
 
+import http.client
 import io
+import json
+import random
 import shutil
 import tempfile
 import threading
@@ -26,8 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from ray import serve
 
 from benchmarks.report import arguments, report
+from deployments.server import free_port, prepare, start
 from recsys.events.audit import audit
 from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.committer import IngestionSettings
@@ -36,8 +41,14 @@ from recsys.events.ingestion import ingest_bus
 from recsys.events.schema import EVENT_SCHEMA
 from recsys.events.store import EventStore
 from recsys.events.validation import ValidationSettings
-from recsys.events.wire import encode, event_schema
+from recsys.events.wire import encode
+from recsys.events.writer_schemas import event_schema
+from recsys.index.shard import IndexSettings
+from recsys.releases.manifest import write_release
+from recsys.releases.parts import encode as encode_parts
+from recsys.settings import Serving, Settings
 from tests.kafka_server import new_kafka
+from tests.world import ITEMS, NOW, world
 
 CHUNK = 20_000
 RATE = 2000  # events/s of the lag measurement
@@ -52,7 +63,7 @@ def events_of(count: int, *, first: int = 0, users: int = 10_000) -> pa.Table:
         [
             pa.array(["mobile"] * count),
             pa.array([f"session-{n % 5000:08d}" for n in numbers]),
-            pa.array(["https://shop.example/category/garden?page=3"] * count),
+            pa.array(["https://shop.example/garden?page=3"] * count),
             pa.array(rng.integers(1, 40, count).astype(np.int32)),
             pa.array([f"{n:032x}" for n in rng.integers(0, 2**60, count)]),
             pa.array(["GB"] * count),
@@ -77,12 +88,14 @@ def events_of(count: int, *, first: int = 0, users: int = 10_000) -> pa.Table:
 
 
 def fill(bus: Bus, count: int) -> float:
-    """Publishes `count` events; events/s."""
-    tables = [events_of(min(CHUNK, count - first), first=first) for first in range(0, count, CHUNK)]
-    start = time.perf_counter()
-    for table in tables:
-        bus.publish(table)
-    return count / (time.perf_counter() - start)
+    """Publishes `count` events; events/s, without the making of them."""
+    seconds = 0.0
+    for first in range(0, count, CHUNK):
+        events = events_of(min(CHUNK, count - first), first=first)
+        start = time.perf_counter()
+        bus.publish(events)
+        seconds += time.perf_counter() - start
+    return count / seconds
 
 
 def bare_producer(servers: str, topic: str, bodies: list[bytes]) -> float:
@@ -217,10 +230,59 @@ def lag(settings: BusSettings, folder: Path, seconds: int) -> dict[str, Any]:
     }
 
 
+def collector(bus: BusSettings, folder: Path, *, seconds: float, clients: int = 16) -> float:
+    """Events/s that the service takes over HTTP in batches of 100, in the laptop placement."""
+    made = world()
+    release = write_release(
+        folder / "artifacts", encode_parts(made.parts, index=IndexSettings()), as_of=NOW, items=ITEMS
+    )
+    settings = Settings(workdir=str(folder), serving=Serving(port=free_port()), bus=bus)
+    bodies = [
+        json.dumps(
+            [
+                {
+                    "event_id": uuid.uuid4().hex,
+                    "user_id": f"u{n}",
+                    "item_id": f"item-{n}",
+                    "event_type": "view",
+                }
+                | {"context": {"device": "mobile", "page": "home", "position": n % 40 + 1, "country": "GB"}}
+                for n in range(100)
+            ]
+        )
+        for _ in range(200)
+    ]
+    taken, done = [0] * clients, threading.Event()
+
+    def post(client: int, port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        while not done.is_set():
+            connection.request("POST", "/v1/events", random.choice(bodies))
+            answer = connection.getresponse()
+            if answer.status == 200:
+                taken[client] += json.loads(answer.read())["accepted"]
+            else:
+                answer.read()
+
+    with start("laptop", settings=settings, release=release.uri, ray_ends_too=True):
+        threads = [threading.Thread(target=post, args=(n, settings.serving.port)) for n in range(clients)]
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        before = sum(taken)
+        time.sleep(seconds)
+        rate = (sum(taken) - before) / seconds
+        done.set()
+        for thread in threads:
+            thread.join()
+        serve.shutdown()
+    return rate
+
+
 def main() -> None:
     parser = arguments(__doc__)
     options = parser.parse_args()
-    count = 600_000 if options.quick else 5_000_000
+    count = 1_500_000 if options.quick else 5_000_000
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
 
@@ -251,6 +313,7 @@ def main() -> None:
             assert written == count
             add(name, count / (time.perf_counter() - start))
             shutil.rmtree(into)
+        prepare()  # Serve reads its environment from the Ray that it runs on
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         ends.callback(ray.shutdown)
         store = EventStore(str(folder / "store"))
@@ -283,6 +346,10 @@ def main() -> None:
             f"to commit {late['commit_ms'][0]:.0f}, {late['commit_ms'][1]:.0f}; adds up: {late['adds_up']}"
         )
         add(f"continuous, {RATE} events/s offered", late["events"] / (15 if options.quick else 60), note)
+        for name, url in (("Redis Streams", None), ("Kafka", kafka.url)):
+            where = BusSettings(url=url, topic=f"http-{uuid.uuid4().hex[:8]}")
+            rate = collector(where, folder / name, seconds=5 if options.quick else 20)
+            add(f"collector over HTTP, 100 events a request, {name}", rate, "16 clients on the same cores")
     report(rows, ratios, path=options.json)
 
 

@@ -21,14 +21,18 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def report(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, float], *, path: Path | None) -> None:
-    """Prints rows (all with the same keys) and ratios, and writes them to `path`."""
+    """Prints rows (all with the same keys; a `note` below the table) and ratios; writes them to `path`."""
     console = Console(width=140)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in rows[0] if rows else ():
+    names = [name for name in (rows[0] if rows else ()) if name != "note"]
+    for name in names:
         table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
     for row in rows:
-        table.add_row(*(f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(f"{row[n]:,.0f}" if isinstance(row[n], float) else str(row[n]) for n in names))
     console.print(table, highlight=False)
+    for row in rows:
+        if row.get("note"):
+            console.print(f"{row['what']}: {row['note']}", highlight=False)
     for name, ratio in ratios.items():
         console.print(f"{name} {ratio:.2f}", highlight=False)
     if path:

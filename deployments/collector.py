@@ -1,37 +1,48 @@
 """Events over HTTP: decoded and judged by the functions that ingestion uses, then appended to the bus.
 
 One wrong event does not refuse its batch-mates: each is answered on its own, and accepted means that
-the bus has it for good. What concurrent requests bring is published together, by one task. While the
-bus does not answer, requests wait in a bounded queue and the task tries again; who waits too long or
-finds the queue full is refused (503). Some of a refused request may get on the bus all the same, so it
-is sent again with the same event ids: readers drop duplicates. An event without an id is given a random
-one, since two equal clicks of one second are two events; one without a time is given the service's.
+the bus has it for good. What concurrent requests bring is judged together and published together. While
+the bus does not answer, requests wait, a bounded number of events, and publishing is tried again; who
+waits too long or finds no room is refused (503). Some of a refused request may get on the bus all the
+same, so it is sent again with the same event ids: readers drop duplicates. An event without an id gets a
+random one, since two equal clicks of one second are two events; one without a time the service's.
 """
 
 import asyncio
-import functools
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deployments.gathering import Gathering
 from deployments.http_errors import MalformedError
 from deployments.metrics import CollectorMetrics
-from recsys.errors import RequestError, UnavailableError
+from recsys.errors import DataError, RequestError, UnavailableError
 from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.codec import decode_json
 from recsys.events.validation import MALFORMED, ValidationSettings, reasons
 
 MAX_EVENTS = 1000  # of one request
-PUBLISH_EVENTS = 5000  # at once: what piled up in an outage is not one call that takes too long
-PAUSE_S = 0.2  # before the next try in an outage
+TOGETHER = 5000  # events at once: what piled up in an outage is not one call that takes too long
+REFUSED = "refused"  # the reason of a valid event that the bus does not take: it is too large
+
+Refusals = list[str | None]  # why the bus does not take each event; None = it has it
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """The events of one request, as parsed from JSON."""
+
+    events: list[Any]
+    now: int  # epoch seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +51,15 @@ class Judged:
 
     events: pa.Table  # the valid ones, EVENT_SCHEMA
     ids: list[str | None]  # of all, as sent or given
-    reason: list[str | None]  # of all: a reason of `validation`, or MALFORMED; None = valid
-    told: list[str | None]  # of all: the same, but what is malformed is told apart
+    reason: list[str | None]  # of all: a reason of `validation`, MALFORMED or REFUSED; None = valid
+    told: list[str | None]  # of all: the same, but what is malformed or refused is told apart
+
+    def refuse(self, refusals: Refusals) -> None:
+        """Notes what the bus said of the valid events."""
+        valid = [row for row, why in enumerate(self.reason) if why is None]
+        for row, refusal in zip(valid, refusals, strict=True):
+            if refusal:
+                self.reason[row], self.told[row] = REFUSED, refusal
 
 
 class Collector:
@@ -54,53 +72,45 @@ class Collector:
         wait_s: float,
         metrics: CollectorMetrics,
     ) -> None:
-        """`queue_events`: that may wait for the bus; `wait_s`: how long a request waits for it."""
+        """`queue_events`: that may be here unanswered; `wait_s`: how long a request waits for the bus."""
         self.bus_settings, self.validation = bus, validation
         self.queue_events, self.wait_s, self.metrics = queue_events, wait_s, metrics
-        # Its own: where the online store hangs and fills the common ones, events are still taken. One
-        # publishes, the other judges.
-        self._threads = ThreadPoolExecutor(2, "collector")
+        # A thread each: what was judged is not published behind what is yet to be judged.
+        self._judging: Gathering[Posted, Judged] = Gathering(
+            self._judge, size=lambda posted: len(posted.events), limit=TOGETHER
+        )
+        self._publishing: Gathering[pa.Table, Refusals] = Gathering(
+            self._publish, size=len, limit=TOGETHER, on_outage=metrics.outages.inc
+        )
         self._bus: Bus | None = None  # opened when first needed
-        self._waiting: dict[asyncio.Future[None], pa.Table] = {}  # in order of arrival
-        self._events = 0  # in _waiting
-        self._publisher: asyncio.Task[None] | None = None
-        self._outage: UnavailableError | None = None
+        self._events = 0  # of all requests that were not answered yet
 
     async def take(self, body: bytes, *, now: int) -> list[dict[str, Any]]:
         """One result for each event of the body, in order; accepted = appended to the bus.
 
         Raises MalformedError, RequestError (no events, or too many), UnavailableError (send all again).
         """
-        judging = functools.partial(judge, body, now=now, validation=self.validation)
-        judged = await asyncio.get_running_loop().run_in_executor(self._threads, judging)
-        if len(judged.events):
-            await self._appended(judged.events)
+        posted = Posted(events_of(body), now)  # in a thread it would hold the interpreter just as long
+        if self._events + len(posted.events) > self.queue_events:
+            raise self._refusal(f"{self._events:,} events wait already")
+        self._count(len(posted.events))
+        try:
+            judged = await self._judging.ask(posted)
+            if len(judged.events):
+                async with asyncio.timeout(self.wait_s):
+                    judged.refuse(await self._publishing.ask(judged.events))
+        except TimeoutError:
+            raise self._refusal(f"the bus did not take the events within {self.wait_s:g} s") from None
+        finally:  # also when the client is gone
+            self._count(-len(posted.events))
         self.metrics.record(judged.reason)
         return [
             {"event_id": event_id, "status": "rejected" if told else "accepted", "reason": told}
             for event_id, told in zip(judged.ids, judged.told, strict=True)
         ]
 
-    async def _appended(self, events: pa.Table) -> None:
-        """Returns when the bus has them. Raises UnavailableError."""
-        if self._events + len(events) > self.queue_events:
-            raise self._refusal(f"{self._events:,} events wait for the bus already")
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting[waiting] = events
-        self._count(len(events))
-        if self._publisher is None or self._publisher.done():
-            self._publisher = asyncio.create_task(self._publish_all())
-        try:
-            async with asyncio.timeout(self.wait_s):
-                await waiting
-        except TimeoutError:
-            raise self._refusal(f"the bus did not take the events within {self.wait_s:g} s") from None
-        finally:  # also when the client is gone
-            self._waiting.pop(waiting, None)
-            self._count(-len(events))
-
     def _refusal(self, problem: str) -> UnavailableError:
-        cause = f" ({self._outage})" if self._outage else ""
+        cause = f" ({self._publishing.outage})" if self._publishing.outage else ""
         return UnavailableError(
             f"{problem}{cause}; send all again later, with the same event ids: "
             "an event that is on the bus already is then dropped as a duplicate"
@@ -110,65 +120,52 @@ class Collector:
         self._events += events
         self.metrics.waiting.set(self._events)
 
-    async def _publish_all(self) -> None:
-        """Publishes until nobody waits; the first in the queue go first, after an outage too."""
-        while self._waiting:
-            batch = self._next()
-            tables = [self._waiting[waiting] for waiting in batch]
-            failure: Exception | None = None
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._publish, tables)
-                self._outage = None
-            except UnavailableError as error:
-                if self._outage is None:
-                    self.metrics.outages.inc()
-                self._outage = error
-                await asyncio.sleep(PAUSE_S)
-                continue
-            except Exception as error:  # a wrong setting or a bug: told to these, the next may fare better
-                failure = error
-            for waiting in batch:
-                self._waiting.pop(waiting, None)
-                if waiting.done():  # refused, or its client is gone
-                    continue
-                if failure:
-                    waiting.set_exception(failure)
-                else:
-                    waiting.set_result(None)
+    def _judge(self, requests: Sequence[Posted]) -> list[Judged]:
+        return judge(requests, validation=self.validation)
 
-    def _next(self) -> list[asyncio.Future[None]]:
-        batch, events = list[asyncio.Future[None]](), 0
-        for waiting, table in self._waiting.items():
-            events += len(table)
-            if batch and events > PUBLISH_EVENTS:
-                break
-            batch.append(waiting)
-        return batch
-
-    def _publish(self, tables: Sequence[pa.Table]) -> None:
+    def _publish(self, tables: Sequence[pa.Table]) -> list[Refusals]:
         start = time.perf_counter()
         self._bus = self._bus or open_bus(self.bus_settings)
-        self._bus.publish(pa.concat_tables(tables))
+        refusals = iter(published(self._bus, pa.concat_tables(tables)))
         self.metrics.publish_seconds.observe(time.perf_counter() - start)
+        return [list(itertools.islice(refusals, len(table))) for table in tables]
 
 
-def judge(body: bytes, *, now: int, validation: ValidationSettings) -> Judged:
-    """The events of a request's body. Raises MalformedError, RequestError."""
-    given = [_completed(event, now) for event in _events(body)]
-    events, told = decode_json(given)
-    found = reasons(events, now=now, settings=validation).to_pylist()
-    reason = [why if error is None else MALFORMED for why, error in zip(found, told, strict=True)]
-    told = [error or why for error, why in zip(told, reason, strict=True)]
+def published(bus: Bus, events: pa.Table) -> Refusals:
+    """Publishes the events. What the bus does not take is found by halves; readers drop what it then has
+    twice. Raises UnavailableError."""
+    try:
+        bus.publish(events)
+    except DataError as error:
+        if len(events) == 1:
+            return [str(error)]
+        half = len(events) // 2
+        return published(bus, events.slice(0, half)) + published(bus, events.slice(half))
+    return [None] * len(events)
+
+
+def judge(requests: Sequence[Posted], *, validation: ValidationSettings) -> list[Judged]:
+    """The events of each request; all are judged at once, and each event on its own."""
+    given = [_completed(event, posted.now) for posted in requests for event in posted.events]
+    now = np.array([posted.now for posted in requests for _ in posted.events], np.int64)
+    decoded, errors = decode_json(given)
+    found = reasons(decoded, now=now, settings=validation).to_pylist()
+    reason = [why if error is None else MALFORMED for why, error in zip(found, errors, strict=True)]
+    told = [error or why for error, why in zip(errors, reason, strict=True)]
     ids = [event.get("event_id") if isinstance(event, Mapping) else None for event in given]
-    return Judged(
-        events=events.filter(pc.is_null(pa.array(reason, pa.string()))),
-        ids=[event_id if isinstance(event_id, str) else None for event_id in ids],
-        reason=reason,
-        told=told,
-    )
+    ids = [event_id if isinstance(event_id, str) else None for event_id in ids]
+    valid = decoded.filter(pc.is_null(pa.array(reason, pa.string())))
+    judged, start, first = [], 0, 0
+    for posted in requests:
+        rows = slice(start, start + len(posted.events))
+        count = reason[rows].count(None)
+        judged.append(Judged(valid.slice(first, count), ids[rows], reason[rows], told[rows]))
+        start, first = rows.stop, first + count
+    return judged
 
 
-def _events(body: bytes) -> list[Any]:
+def events_of(body: bytes) -> list[Any]:
+    """The events of a body, unread. Raises MalformedError, RequestError."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:

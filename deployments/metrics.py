@@ -127,7 +127,7 @@ class CollectorMetrics:
         )
         self.waiting = Gauge(
             "recsys_events_waiting",
-            "Events posted that wait for the bus",
+            "Events posted that are not answered yet",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -162,7 +162,15 @@ class StreamerMetrics:
         )
 
     def record(self, applied: Applied, *, lag_s: float) -> None:
-        for status in ("events", "repeated", "other_types", "unknown_items", "rejected", "duplicate"):
+        for status in (
+            "events",
+            "repeated",
+            "other_types",
+            "unknown_items",
+            "rejected",
+            "duplicate",
+            "erased",
+        ):
             self.events.labels(status).inc(getattr(applied, status))
         self.lag.observe(max(lag_s, 0.0))
 

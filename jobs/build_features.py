@@ -7,16 +7,15 @@ user view is computed from the history at the moment of a request, by the functi
 """
 
 import time
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
-from jobs.session import run_job
+from jobs.session import bus_session, online_store_url, run_job
 from jobs.workspace import Progress, Workspace, silent
 from recsys.events.bus import Bus, open_bus
-from recsys.events.redis_server import connect, start_redis
+from recsys.events.redis_server import connect
 from recsys.features.histories import histories_at
 from recsys.features.online import OnlineStore
 from recsys.features.views import ITEM_FEATURES, USER_FEATURES, user_features
@@ -24,13 +23,11 @@ from recsys.settings import Settings
 
 
 def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
-    workspace = Workspace(settings)
-    with ExitStack() as ends:
-        # A Redis started here ends here; what was written lies in its append-only file.
-        url = settings.online_store.url or ends.enter_context(start_redis(workspace.folder / "redis")).url
-        store = OnlineStore(connect(url), time_to_live=int(settings.online_store.time_to_live_days * 86_400))
-        bus = ends.enter_context(closing(open_bus(replace(settings.bus, url=settings.bus.url or url))))
-        return materialize(workspace, store, bus, progress=progress)
+    time_to_live = int(settings.online_store.time_to_live_days * 86_400)
+    # A Redis started here ends here; what was written lies in its append-only file.
+    with online_store_url(settings) as url, bus_session(settings) as bus, closing(open_bus(bus)) as opened:
+        store = OnlineStore(connect(url), time_to_live=time_to_live)
+        return materialize(Workspace(settings), store, opened, progress=progress)
 
 
 def materialize(workspace: Workspace, store: OnlineStore, bus: Bus, *, progress: Progress) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m jobs.erase_users --users 12347,12348
 
-What the bus still holds of them is read by no ingestion into this store again; the bus itself forgets
-it when its retention ends. Models and releases hold no user ids.
+What the bus still holds of them enters neither store again, whoever lags; the bus itself forgets it
+when its retention ends. Models and releases hold no user ids.
 """
 
 import time
@@ -20,9 +20,10 @@ from recsys.settings import Settings
 
 
 def erase_users(settings: Settings, user_ids: Sequence[str]) -> dict[str, Any]:
-    done = erase(open_store(settings), user_ids, now_ms=int(1000 * time.time()))
+    now_ms = int(1000 * time.time())  # one moment for both stores
+    done = erase(open_store(settings), user_ids, now_ms=now_ms)
     with online_store_url(settings) as url:
-        forgotten = OnlineStore(connect(url)).forget(user_ids)
+        forgotten = OnlineStore(connect(url)).forget(user_ids, at_ms=now_ms)
     return asdict(done) | {"histories": forgotten}
 
 

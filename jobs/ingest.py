@@ -10,7 +10,7 @@ python -m jobs.ingest --follow                 and what it gets from now on, unt
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError, UnavailableError
 from recsys.events.audit import audit
 from recsys.events.bus import Bus, open_bus
+from recsys.events.committer import READER
 from recsys.events.times import microseconds
 from recsys.events.validation import validate
 from recsys.settings import Settings
@@ -137,6 +138,7 @@ def ingest_range(
             begin=offsets_of(begin, bus) if begin else None,
             end=offsets_of(end, bus) if end else None,
             accept_loss=accept_loss,
+            reader=None if into else READER,
             progress=lambda done, total: progress(done / max(total, 1), f"{done:,} of {total:,} events"),
         )
     return asdict(counts) | {"store": store.uri}
@@ -187,13 +189,28 @@ def offsets_of(text: str, bus: Bus) -> dict[int, int]:
 
 
 def run(settings: Settings, *, progress: Progress = silent, **given: Any) -> dict[str, Any]:
-    if given.pop("follow", False):
+    follow, bus = given.pop("follow", False), given.pop("bus", False)
+    _check(given, follow=follow, bus=bus)
+    if follow:
         return follow_bus(settings, stop=until_signal())
-    if given.pop("bus", False):
+    if bus:
         begin, end = given.pop("from", None), given.pop("to", None)
         return ingest_range(settings, begin=begin, end=end, progress=progress, **given)
     read(settings, progress=progress, **given)
     return ingest(settings, progress=progress)
+
+
+def _check(given: Mapping[str, Any], *, follow: bool, bus: bool) -> None:
+    """Raises DataError for options that don't go together."""
+    if follow and (bus or given):
+        raise DataError(
+            "--follow goes on where the store ends and takes no other option: give --bus for a range"
+        )
+    of_bus = {"from", "to", "into", "accept_loss"}
+    wrong = sorted(given.keys() - of_bus if bus else given.keys() & of_bus)
+    if wrong:
+        option = wrong[0].replace("_", "-")
+        raise DataError(f"--{option} is {'of files and data sets, not of' if bus else 'an option of'} --bus")
 
 
 def until_signal() -> Callable[[], bool]:

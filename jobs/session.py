@@ -6,6 +6,7 @@ Under `ray job submit` Ray is there already; on a laptop one is started for the 
 """
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -44,7 +45,9 @@ def run_job(
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     for name, text in arguments.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
+        kind = inspect.signature(job).parameters.get(name)
+        number = kind is not None and kind.annotation is int
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, type=int if number else str)
     for name, text in (switches or {}).items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, action="store_true", default=None)
     given = vars(parser.parse_args())

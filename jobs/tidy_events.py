@@ -14,12 +14,12 @@ from recsys.events.maintenance import compact, vacuum
 from recsys.settings import Settings
 
 
-def run(settings: Settings, *, progress: Progress = silent, keep_hours: str = "168") -> dict[str, Any]:
+def run(settings: Settings, *, progress: Progress = silent, keep_hours: int = 168) -> dict[str, Any]:
     store = open_store(settings)
     progress(0.0, "merging small files")
     merged = compact(store)
     progress(0.5, "deleting replaced files")
-    return asdict(merged) | {"deleted": vacuum(store, keep_hours=int(keep_hours))}
+    return asdict(merged) | {"deleted": vacuum(store, keep_hours=keep_hours)}
 
 
 if __name__ == "__main__":

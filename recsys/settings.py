@@ -55,7 +55,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    queue_events: int = 20_000  # events that wait for the bus, in each replica; beyond them 503
+    queue_events: int = 20_000  # events that are not answered yet, in each replica; beyond them 503
     wait_s: float = 5.0  # how long a request waits for a bus that does not answer; then 503
 
     def __post_init__(self) -> None:

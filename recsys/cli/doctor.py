@@ -1,10 +1,13 @@
 """`recsys doctor` and `recsys settings`: what is here, what answers, what would be used."""
 
+import logging
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ PACKAGES = (
     "mlflow",
     "kafka-python",
 )
+SECRET = re.compile(r"password|secret|credential|token$|_key$", re.IGNORECASE)
+KAFKA_MS = 2000  # how long Kafka may take to answer
 
 
 def doctor(config: Path = CONFIG) -> None:
@@ -43,13 +48,25 @@ def doctor(config: Path = CONFIG) -> None:
 
 
 def settings(config: Path = CONFIG) -> None:
-    """All settings as they would be used, as YAML."""
+    """All settings as they would be used, as YAML; what is secret is masked."""
     from pydantic import TypeAdapter
 
     from recsys.settings import Settings, load_settings
 
     tree = TypeAdapter(Settings).dump_python(load_settings(config), mode="json")
-    typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(_masked(tree), sort_keys=False), nl=False)
+
+
+def _masked(value: Any, key: str = "") -> Any:
+    from recsys.events.redis_server import without_password
+
+    if SECRET.search(key) and value not in (None, ""):
+        return "***"
+    if isinstance(value, Mapping):
+        return {name: _masked(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_masked(inner) for inner in value]
+    return without_password(value) if isinstance(value, str) else value
 
 
 def _packages() -> Iterator[tuple[bool, str, str]]:
@@ -98,7 +115,7 @@ def _servers(settings: Any) -> Iterator[tuple[bool, str, str]]:
             yield True, "online store", f"{without_password(url)} answers"
         except RecsysError as error:
             yield False, "online store", str(error)
-    yield True, "bus", without_password(settings.bus.url or "Redis Streams on the online store's server")
+    yield _bus(settings.bus, url)
     yield True, "registry", without_password(settings.registry_uri)
     yield True, "Ray", settings.ray.address or "a local cluster, started and stopped by each command"
     yield _haproxy()
@@ -110,6 +127,42 @@ def _servers(settings: Any) -> Iterator[tuple[bool, str, str]]:
         "HTTP port",
         f"{host}:{port} " + ("is in use: another service needs another serving.port" if taken else "is free"),
     )
+
+
+def _bus(bus: Any, store_url: str | None) -> tuple[bool, str, str]:
+    """Whether it answers; its topic is not made."""
+    from recsys.errors import RecsysError
+    from recsys.events.redis_server import connect, without_password
+
+    url = bus.url or store_url
+    if url is None:
+        return True, "bus", "Redis Streams in the embedded Redis"
+    try:
+        if url.startswith("kafka://"):
+            return True, "bus", f"{without_password(url)} answers, brokers: {_brokers(bus)}"
+        connect(url)
+        return True, "bus", f"{without_password(url)} answers"
+    except RecsysError as error:
+        return False, "bus", str(error)
+
+
+def _brokers(bus: Any) -> int:
+    from kafka.admin import KafkaAdminClient
+
+    from recsys.errors import UnavailableError
+    from recsys.events.kafka_clients import client_settings
+
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of each attempt to connect
+    quick = replace(bus, kafka={**bus.kafka, "request_timeout_ms": KAFKA_MS})
+    arguments = client_settings(quick)[KafkaAdminClient]
+    try:
+        with KafkaAdminClient(**arguments) as admin:
+            return len(admin.describe_cluster()["brokers"])
+    except Exception as error:  # settings that do not fit raise whatever they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnavailableError(
+            f"{bus.url} does not answer ({reason}); start it, or correct bus.url or bus.kafka"
+        ) from error
 
 
 def _haproxy() -> tuple[bool, str, str]:

@@ -1,10 +1,12 @@
 """`recsys events`: from the bus to the event store, and what keeps the store right."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="The bus and the event store: ingest, audit, tidy, erase.")
@@ -31,8 +33,10 @@ def ingest(
     from recsys.cli.steps import describe, terminal
     from recsys.errors import DataError
 
-    if follow and (begin or end or into):
-        raise DataError("--follow goes on where the store ends: --from, --to and --into are for a range")
+    if follow and (begin or end or into or accept_loss):
+        raise DataError(
+            "--follow goes on where the store ends: --from, --to, --into and --accept-loss are for a range"
+        )
     console, settings = terminal(), _settings(config)
     with ray_session(settings), console.status("starting") as line:
         if follow:
@@ -59,10 +63,20 @@ def audit(config: Path = CONFIG) -> None:
     from recsys.events.bus import open_bus
 
     settings = _settings(config)
-    with bus_session(settings) as bus:
-        found = audited(open_store(settings), open_bus(bus))
+    with bus_session(settings) as where, closing(open_bus(where)) as bus:
+        found = audited(open_store(settings), bus)
     table = Table(header_style="bold", box=None, pad_edge=False)
-    columns = ("produced", "stored", "duplicate", "rejected", "missing", "doubled", "begin", "committed")
+    columns = (
+        "produced",
+        "stored",
+        "duplicate",
+        "rejected",
+        "missing",
+        "doubled",
+        "lost",
+        "begin",
+        "committed",
+    )
     for name in ("partition", *columns, "lag", "lag s", ""):
         table.add_column(name, justify="right")
     for one in found.partitions:
@@ -92,7 +106,13 @@ def retry_rejected(config: Path = CONFIG) -> None:
 
     settings = _settings(config)
     store = open_store(settings)
-    done = retry(store, decoder=Decoder(settings.bus.schemas), validation=settings.events)
+    done = retry(
+        store,
+        topic=settings.bus.topic,
+        partitions=settings.bus.partitions,
+        decoder=Decoder(settings.bus.schemas),
+        validation=settings.events,
+    )
     Console().print(describe(done), highlight=False)
 
 
@@ -105,7 +125,7 @@ def tidy(
     from jobs.tidy_events import run
     from recsys.cli.steps import describe
 
-    Console().print(describe(run(_settings(config), keep_hours=str(keep_hours))), highlight=False)
+    Console().print(describe(run(_settings(config), keep_hours=keep_hours)), highlight=False)
 
 
 @app.command()
@@ -154,4 +174,4 @@ def _told(status: Any) -> str:
     told = f"stored {counts.stored:,} · duplicate {counts.duplicate:,} · rejected {rejected:,}"
     if status.last:
         told += f" · lag to read {status.last.read_lag_ms} ms, to commit {status.last.commit_lag_ms} ms"
-    return f"[yellow]waits: {status.trouble}[/yellow]" if status.trouble else told
+    return f"[yellow]waits: {escape(status.trouble)}[/yellow]" if status.trouble else told

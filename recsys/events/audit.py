@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from recsys.events.bus import Bus
+from recsys.events.committer import begun
 from recsys.events.store import EventStore
 from recsys.events.validation import DUPLICATE
 
@@ -29,13 +30,14 @@ class PartitionAudit:
     doubled: int  # rows beyond the first of an offset
     begin: int  # the first offset that was ingested
     committed: int  # the offset after the last one
+    lost: int  # that left the bus and were neither ingested nor accepted as lost
     lag_messages: int  # on the bus and not committed
     lag_s: float  # since the bus took the oldest of them
 
     @property
     def adds_up(self) -> bool:
         whole = self.produced == self.stored + self.duplicate + self.rejected
-        return whole and not self.missing and not self.doubled
+        return whole and not (self.missing or self.doubled or self.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,24 @@ def audit(store: EventStore, bus: Bus) -> Audit:
         bus.end_offsets(),
         bus.begin_offsets(),
     )
+    began = store.marks([begun(bus.topic, p) for p in range(bus.partitions)])
     rows = _rows(store)
     lines = []
     for partition in range(bus.partitions):
         own = rows.filter(pl.col("partition") == partition)
         end = committed.get(partition, oldest[partition])
-        begin = int(own["offset"].to_numpy().min(initial=end))  # every ingested event has left a row
-        lines.append(_line(bus, partition, own, begin=begin, committed=end, end=ends[partition]))
+        begin = began.get(begun(bus.topic, partition), end)
+        lines.append(
+            _line(
+                bus,
+                partition,
+                own,
+                begin=begin,
+                committed=end,
+                oldest=oldest[partition],
+                end=ends[partition],
+            )
+        )
     reasons = (
         rows.filter(pl.col("reason").is_not_null() & (pl.col("reason") != DUPLICATE))["reason"]
         .value_counts(sort=True)
@@ -81,17 +94,20 @@ def _rows(store: EventStore) -> pl.DataFrame:
 
 
 def _line(
-    bus: Bus, partition: int, rows: pl.DataFrame, *, begin: int, committed: int, end: int
+    bus: Bus, partition: int, rows: pl.DataFrame, *, begin: int, committed: int, oldest: int, end: int
 ) -> PartitionAudit:
     held = np.zeros(committed - begin, bool)
     offsets = rows["offset"].to_numpy()
-    within = offsets < committed  # rows of a commit that a crash cut in two are written again, and skipped
+    within = (offsets >= begin) & (
+        offsets < committed
+    )  # rows of a commit that a crash cut in two are written again, and skipped
     held[offsets[within] - begin] = True
     absent = np.flatnonzero(~held) + begin
-    missing = _on_the_bus(bus, partition, absent)
+    missing = _on_the_bus(bus, partition, absent, oldest=oldest)
     rejected = rows.filter(pl.col("reason").is_not_null() & pl.Series(within))
     duplicate = int((rejected["reason"] == DUPLICATE).sum())
-    waiting = bus.read(partition, start=committed, limit=1).append_time_ms
+    lost = max(0, oldest - committed)
+    waiting = bus.read(partition, start=committed + lost, limit=1).append_time_ms
     return PartitionAudit(
         partition=partition,
         produced=len(held) - (len(absent) - missing),
@@ -102,19 +118,18 @@ def _line(
         doubled=int(within.sum()) - int(held.sum()),
         begin=begin,
         committed=committed,
-        lag_messages=end - committed,
+        lost=lost,
+        lag_messages=end - committed - lost,
         lag_s=max(0.0, time.time() - int(waiting[0]) / 1000) if len(waiting) else 0.0,
     )
 
 
-def _on_the_bus(bus: Bus, partition: int, absent: np.ndarray) -> int:
+def _on_the_bus(bus: Bus, partition: int, absent: np.ndarray, *, oldest: int) -> int:
     """How many of these offsets hold an event, or may have: what the bus no longer holds counts."""
-    oldest = bus.begin_offsets()[partition]
     missing = int((absent < oldest).sum())
     absent = absent[absent >= oldest]
     while len(absent):
         found = bus.read(partition, start=int(absent[0]), limit=10_000)
-        until = found.end if len(found) else int(absent[-1]) + 1
         missing += int(np.isin(absent, found.offsets).sum())
-        absent = absent[absent >= max(until, int(absent[0]) + 1)]
+        absent = absent[absent >= max(found.end, int(absent[0]) + 1)]
     return missing

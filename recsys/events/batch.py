@@ -1,7 +1,8 @@
 """A batch: consecutive records of one partition, decoded and judged; what every reader of the bus handles.
 
-Validity is judged by the append time of the bus, so that a replay decides alike. An event without an
-id gets one made of where it stands on the bus. Whether an event is a duplicate is not decided here.
+Validity is judged by the append time of the bus, so that a replay decides alike. An event whose id is
+absent or blank gets one made of where it stands on the bus. Whether an event is a duplicate is not
+decided here.
 """
 
 import time
@@ -28,13 +29,18 @@ class Batch:
 
     @property
     def append_ms(self) -> np.ndarray:
-        """int64 [N] epoch milliseconds at which the bus took each event."""
-        return self.events["appended_at"].cast(pa.int64()).to_numpy() // 1000
+        """int64 [N]"""
+        return append_ms(self.events)
 
     @property
     def offsets(self) -> np.ndarray:
         """int64 [N]"""
         return self.events["offset"].to_numpy()
+
+
+def append_ms(events: pa.Table) -> np.ndarray:
+    """Epoch milliseconds at which the bus took each event (STORED_SCHEMA, from the bus), int64 [N]."""
+    return events["appended_at"].cast(pa.int64()).to_numpy() // 1000
 
 
 def judge(
@@ -58,7 +64,7 @@ def judge(
 
 
 def _with_ids(ids: pa.ChunkedArray, topic: str, records: Records) -> pa.ChunkedArray | pa.Array:
-    absent = pc.fill_null(pc.equal(ids, ""), True)
+    absent = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
     if not pc.any(absent).as_py():
         return ids
     made = pa.array([f"{topic}-{records.partition}-{offset}" for offset in records.offsets], pa.string())

@@ -116,7 +116,8 @@ def check_held(bus: Bus, starts: Mapping[int, int], *, where: str) -> None:
             remedy = (
                 f"what was trimmed is lost; read from {begin}, and raise bus.retention_hours"
                 if start < begin
-                else "somebody emptied it; publish to a new topic, or restore it"
+                else "somebody emptied it; restore it, or publish to a new topic and ingest into a new "
+                "store.uri"
             )
             raise UnavailableError(
                 f"partition {partition} of {bus.topic!r} at {where} holds offsets {begin} to {end}, "

@@ -1,9 +1,10 @@
 """JSON -> events, for HTTP, files and the topics of others.
 
-Strict where JSON is lax: an unknown field and a value of another type are errors that name the field.
-An absent field is null, and whether that is acceptable is `validation`'s decision. A timestamp is
-ISO 8601 text; no zone means UTC. Attributes are text to text. Columns are built one after the other,
-each checked as a whole; only a column that fails is searched for the events that are wrong.
+Strict where JSON is lax: an unknown field and a value of another type are errors that name the field
+(`wire` drops what the bus brings of unknown ones before). An absent field is null, and whether that is
+acceptable is `validation`'s decision. A timestamp is ISO 8601 text; no zone means UTC. Attributes are
+text to text. Columns are built one after the other, each checked as a whole; only a column that fails
+is searched for the events that are wrong.
 """
 
 import reprlib
@@ -18,8 +19,8 @@ from recsys.errors import DataError
 from recsys.events.schema import CONTEXT, EVENT_SCHEMA, TIMESTAMP
 from recsys.events.times import microseconds
 
-_NAMES = frozenset(EVENT_SCHEMA.names)
-_CONTEXT_NAMES = frozenset(field.name for field in CONTEXT)
+NAMES = frozenset(EVENT_SCHEMA.names)
+CONTEXT_NAMES = frozenset(field.name for field in CONTEXT)
 _ATTRIBUTES = EVENT_SCHEMA.field("attributes").type
 
 Build = Callable[[list[Any]], pa.Array]  # may raise ValueError, OverflowError: a value is wrong
@@ -45,7 +46,7 @@ def decode_json(bodies: Sequence[Any]) -> tuple[pa.Table, list[str | None]]:
     """
     errors: Errors = {}
     objects = [_object(body, number, errors) for number, body in enumerate(bodies)]
-    _refuse_unknown(objects, _NAMES, errors)
+    _refuse_unknown(objects, NAMES, errors)
     table = _table(objects, errors)
     if errors:
         table = _table([{} if number in errors else event for number, event in enumerate(objects)], {})
@@ -135,7 +136,7 @@ def _context(values: list[Any], errors: Errors) -> pa.Array:
         if value is not None and type(value) is not dict:
             errors.setdefault(number, _wrong("context", value, "an object"))
             values[number] = None
-    _refuse_unknown(values, _CONTEXT_NAMES, errors, "context.")
+    _refuse_unknown(values, CONTEXT_NAMES, errors, "context.")
     children = [
         _column(child, [value.get(child.name) if value else None for value in values], errors, "context.")
         for child in CONTEXT

@@ -8,21 +8,23 @@ committed and decides alike. The store refuses the commit of a committer that wa
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.errors import DataError
-from recsys.events.batch import Batch
+from recsys.events.batch import Batch, append_ms
 from recsys.events.duplicates import SeenEvents, identities
-from recsys.events.schema import PROVENANCE, REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
+from recsys.events.rejected import without_content
+from recsys.events.schema import REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
 from recsys.events.validation import DUPLICATE, ERASED, LOST, split
+
+READER = "ingestion"  # the name under which the bus is told how far the store has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class Committer:
     ) -> None:
         """`begin`: partition -> offset at which to begin where the store holds nothing of it yet."""
         self.store, self.topic, self.settings = store, topic, settings
-        self.committed = dict(begin) | store.committed(topic, len(begin))
+        held = store.committed(topic, len(begin))
+        self.committed = dict(begin) | held
+        self._begun = set(held)
         self.next = dict(self.committed)  # the offset from which each partition must be read on
         horizon_ms = int(1000 * settings.duplicate_horizon_s)
         self._seen = {p: SeenEvents(horizon_ms=horizon_ms) for p in begin}
@@ -101,22 +105,30 @@ class Committer:
         self.next[batch.partition] = batch.end
         self._batches.append(batch)
 
-    def check_lost(self, oldest: Mapping[int, int], *, accept: bool = False) -> None:
-        """Whether the bus dropped events that were not ingested: what it holds begins at `oldest`.
+    def check_held(
+        self, oldest: Mapping[int, int], ends: Mapping[int, int], *, accept_loss: bool = False
+    ) -> None:
+        """Whether the bus, which holds [oldest, end) of each partition, holds what comes next.
 
-        Raises DataError, unless they are accepted: then each is recorded as lost, so that the audit says so.
+        Raises DataError if it lost events. Those that were dropped before they were ingested can be
+        accepted: then each is recorded as lost, so that the audit says so.
         """
-        for partition, first in oldest.items():
-            start = self.next[partition]
-            if start >= first:
-                continue
-            if not accept:
+        for partition, start in self.next.items():
+            if start > ends[partition]:
                 raise DataError(
-                    f"{self.topic} partition {partition}: events {start} to {first - 1} left the bus before "
-                    "they were ingested; raise bus.retention_hours, and go on without them by "
+                    f"{self.topic} partition {partition} was ingested up to {start}, but the bus ends at "
+                    f"{ends[partition]}: it lost its events; ingest its new ones into another store.uri"
+                )
+            if start < oldest[partition] and not accept_loss:
+                raise DataError(
+                    f"{self.topic} partition {partition}: events {start} to {oldest[partition] - 1} left the "
+                    "bus before they were ingested; raise bus.retention_hours, and go on without them by "
                     "`recsys events ingest --accept-loss`"
                 )
-            self.add(_lost(partition, start, first))
+            for first in range(start, oldest[partition], self.settings.commit_events):
+                end = min(first + self.settings.commit_events, oldest[partition])
+                self.add(_lost(partition, first, end))
+                self.commit()
 
     def skip_to(self, partition: int, end: int) -> None:
         """Says that no event stands between the last one added and `end`."""
@@ -128,18 +140,27 @@ class Committer:
         if not moved:
             return None
         batches, self._batches = self._batches, []
-        events = pa.concat_tables([batch.events for batch in batches])
+        # None if nothing but markers of transactions was read.
+        events = pa.concat_tables([STORED_SCHEMA.empty_table(), *(batch.events for batch in batches)])
         reason = pa.chunked_array([batch.reason for batch in batches], pa.string())
         reason = self._without_duplicates(events, reason)
         stored, rejected = split(events, reason)
+        again = pc.equal(rejected["reason"], DUPLICATE)
+        rejected = pa.concat_tables(
+            [
+                rejected.filter(pc.invert(again)).cast(REJECTED_SCHEMA),
+                without_content(rejected.filter(again), reason=DUPLICATE),
+            ]
+        )
         taken = [int(batch.append_ms[0]) for batch in batches if len(batch.events)]
         read = [batch.read_ms - int(batch.append_ms[0]) for batch in batches if len(batch.events)]
         oldest_ms, read_lag_ms = min(taken, default=_now_ms()), max(read, default=0)
         appended = self.store.append(
             stored,
-            rejected=slim(rejected),
+            rejected=rejected,
             topic=self.topic,
             offsets=moved,
+            marks=self._marks(batches, moved),
             metadata={"read_lag_ms": str(read_lag_ms), "oldest_ms": str(oldest_ms)},
         )
         self.committed = dict(self.next)
@@ -159,44 +180,44 @@ class Committer:
             commit_lag_ms=_now_ms() - oldest_ms,
         )
 
+    def _marks(self, batches: Sequence[Batch], moved: Mapping[int, tuple[int, int]]) -> dict[str, int]:
+        """Where a partition was begun, and when the bus took the last event of each."""
+        marks = {begun(self.topic, p): start for p, (start, _) in moved.items() if p not in self._begun}
+        self._begun |= moved.keys()
+        for batch in batches:
+            if len(batch.events):
+                # The median, so that a producer's clock that runs ahead makes a restart forget nothing.
+                marks[_taken(self.topic, batch.partition)] = int(np.median(batch.append_ms))
+        return marks
+
     def _without_duplicates(self, events: pa.Table, reason: pa.ChunkedArray) -> pa.ChunkedArray:
         valid = reason.is_null().to_numpy()
         hashes = identities(events)
         partition = events["partition"].to_numpy()
-        append_ms = events["appended_at"].cast(pa.int64()).to_numpy() // 1000
+        taken_ms = append_ms(events)
         duplicate = np.zeros(len(events), bool)
         for number in np.unique(partition):
             rows = np.flatnonzero(valid & (partition == number))
-            duplicate[rows] = ~self._seen[int(number)].new(hashes[rows], append_ms[rows])
+            duplicate[rows] = ~self._seen[int(number)].new(hashes[rows], taken_ms[rows])
         return pc.if_else(pa.array(duplicate), DUPLICATE, reason)
 
     def _remember(self, horizon_ms: int) -> None:
         """What the store took within the horizon before its last events, partition by partition."""
         if not horizon_ms or self.store.version() < 0:
             return
-        places = pl.DataFrame(self.store.read(columns=["partition", "offset", "appended_at"]))
-        held = pl.DataFrame(
-            {"partition": list(self.committed), "end": list(self.committed.values())},
-            schema={"partition": pl.Int32, "end": pl.Int64},
-        )
-        last = (
-            places.join(held, on="partition")
-            .filter(pl.col("offset") < pl.col("end"))
-            .group_by("partition")
-            .agg(pl.col("appended_at").max())
-        )
-        if not len(last):
+        last = self.store.marks([_taken(self.topic, p) for p in self.committed])
+        if not last:
             return
-        since = min(last["appended_at"].to_list()) - timedelta(milliseconds=horizon_ms)
+        since = datetime.fromtimestamp((min(last.values()) - horizon_ms) / 1000, UTC)
         ids = self.store.read(
             columns=["partition", "offset", "appended_at", "user_id", "event_id"],
             since=since,
         )
         hashes, partition, offset = identities(ids), ids["partition"].to_numpy(), ids["offset"].to_numpy()
-        append_ms = ids["appended_at"].cast(pa.int64()).to_numpy() // 1000
+        taken_ms = append_ms(ids)
         for number, end in self.committed.items():
             rows = (partition == number) & (offset < end)
-            self._seen[number].note(hashes[rows], append_ms[rows])
+            self._seen[number].note(hashes[rows], taken_ms[rows])
 
 
 def _lost(partition: int, start: int, end: int) -> Batch:
@@ -216,23 +237,11 @@ def _now_ms() -> int:
     return int(1000 * time.time())
 
 
-def slim(rejected: pa.Table) -> pa.Table:
-    """Of a duplicate, no more than its id and place; of an erased user's event, no more than its place."""
-    kept = {DUPLICATE: {"event_id"}, ERASED: set[str]()}
-    places = {"reason", *(field.name for field in PROVENANCE)}
-    columns = []
-    for field in REJECTED_SCHEMA:
-        column = rejected[field.name]
-        if field.name not in places:
-            emptied = [reason for reason, names in kept.items() if field.name not in names]
-            empty = pc.is_in(rejected["reason"], value_set=pa.array(emptied))
-            column = _emptied(column, empty)
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=REJECTED_SCHEMA)
+def begun(topic: str, partition: int) -> str:
+    """The mark of the first offset that was ingested."""
+    return f"{topic}/{partition}/begin"
 
 
-def _emptied(column: pa.ChunkedArray, empty: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not pc.any(empty).as_py():
-        return column
-    rows = pc.if_else(empty, None, pa.array(np.arange(len(column))))
-    return column.take(rows)  # a null row number takes a null; `if_else` can't do maps
+def _taken(topic: str, partition: int) -> str:
+    """The mark of when the bus took the last event that was ingested, epoch milliseconds."""
+    return f"{topic}/{partition}/time"

@@ -75,7 +75,6 @@ class StoreTable:
         rows: pa.Table,
         *,
         transactions: Sequence[Transaction] = (),
-        overwrite: bool = False,
         by: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> DeltaTable:
@@ -94,7 +93,7 @@ class StoreTable:
             write_deltalake(
                 self.uri if table is None else table,
                 rows,
-                mode="error" if table is None else "overwrite" if overwrite else "append",
+                mode="error" if table is None else "append",
                 schema_mode=None if table is None else "merge",
                 partition_by=None if by is None else [by],
                 configuration={_STATISTICS: str(len(_FIRST))} if table is None and self._period else None,
@@ -103,7 +102,7 @@ class StoreTable:
                 commit_properties=CommitProperties(
                     app_transactions=[*transactions, claim],
                     custom_metadata=dict(metadata or {}) or None,
-                    max_commit_retries=0 if overwrite or table is None else None,
+                    max_commit_retries=0 if table is None else None,
                 ),
             )
             return DeltaTable(self.uri, version=0, storage_options=self._options) if table is None else table
@@ -216,16 +215,27 @@ class StoreTable:
         with storage_errors(f"read {self.uri}"):
             return table.to_pyarrow_dataset(schema=schema)
 
+    def holds(self, table: DeltaTable, where: pc.Expression) -> bool:
+        """Whether there is any such row."""
+        dataset = self.dataset(table)
+        with storage_errors(f"read {self.uri}"):
+            return bool(len(dataset.head(1, columns=[], filter=where)))
+
     def read(
         self,
         table: DeltaTable,
         *,
         columns: Sequence[str] | None = None,
         where: pc.Expression | None = None,
+        after: DeltaTable | None = None,
     ) -> pa.Table:
-        """Rows in no particular order."""
+        """Rows in no particular order; only those of the files that `after` lacks."""
         dataset = self.dataset(table)
         with storage_errors(f"read {self.uri}"):
+            if after is not None:
+                known = {file["path"] for file in self.files(after)}
+                new = [fragment for fragment in dataset.get_fragments() if fragment.path not in known]
+                dataset = ds.FileSystemDataset(new, dataset.schema, dataset.format, dataset.filesystem)
             return dataset.to_table(columns=list(columns or self._schema.names), filter=where)
 
 

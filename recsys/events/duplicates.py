@@ -3,12 +3,15 @@
 Times are append times of the bus, and a partition is judged on its own, in order: so a replay, however
 it is cut into batches, decides alike. User and event id count together, so nobody's event can be
 displaced by another user's. Ids are kept as 64-bit hashes in sorted runs that are merged as they grow
-(16 bytes an event); the hashes are comparable within this process only.
+(16 bytes an event); the hashes are comparable within this process only. What is older than the horizon
+is forgotten by the median of the last times, so that a few that are far ahead make nothing forgotten.
 """
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+
+_LAST = 1000  # events whose times say how late it is
 
 Run = tuple[np.ndarray, np.ndarray]  # sorted hashes uint64 [N], when each was stored int64 [N]
 
@@ -25,6 +28,7 @@ class SeenEvents:
     def __init__(self, *, horizon_ms: int) -> None:
         self.horizon_ms = horizon_ms
         self._runs: list[Run] = []
+        self._last = np.zeros(0, np.int64)  # times of the last events
 
     def __len__(self) -> int:
         return sum(len(hashes) for hashes, _ in self._runs)
@@ -35,9 +39,10 @@ class SeenEvents:
             return
         order = np.lexsort((times, hashes))
         self._runs.append((hashes[order], times[order]))
-        newest = int(times.max())
+        self._last = np.concatenate([self._last, times[-_LAST:]])[-_LAST:]
+        since = int(np.sort(self._last)[(len(self._last) - 1) // 2]) - self.horizon_ms
         while len(self._runs) > 1 and len(self._runs[-1][0]) * 2 >= len(self._runs[-2][0]):
-            self._runs[-2:] = [_merged(*self._runs[-2:], since=newest - self.horizon_ms)]
+            self._runs[-2:] = [_merged(*self._runs[-2:], since=since)]
 
     def new(self, hashes: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Whether each event is stored, bool [N], which is then noted; rows are in order of offset."""

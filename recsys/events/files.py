@@ -142,7 +142,7 @@ def _reading(files: list[str]) -> ray.data.Dataset:
 def _validated(batch: pa.Table, *, now: int, settings: ValidationSettings, where: str) -> pa.Table:
     """In a task: the events with their `reason`, and `read`: the rows of this batch, on its first row."""
     if batch.column_names == ["text"]:
-        events, broken = Decoder()([line.encode() for line in batch["text"].to_pylist()])
+        events, broken = Decoder(strict=True)([line.encode() for line in batch["text"].to_pylist()])
         reason = pa.array([None if error is None else MALFORMED for error in broken], pa.string())
     else:
         events, reason = conform(batch, where=where), pa.nulls(len(batch), pa.string())

@@ -20,7 +20,7 @@ import ray
 from recsys.errors import RecsysError, UnavailableError
 from recsys.events.batch import Batch, judge
 from recsys.events.bus import Bus, BusSettings, open_bus
-from recsys.events.committer import Committed, Committer, IngestCounts, IngestionSettings
+from recsys.events.committer import READER, Committed, Committer, IngestCounts, IngestionSettings
 from recsys.events.store import EventStore
 from recsys.events.validation import ValidationSettings
 from recsys.events.wire import Decoder
@@ -122,7 +122,7 @@ class CommitterActor:
             committer = Committer(
                 store, topic=bus.topic, begin=bus.begin_offsets(), settings=following.settings
             )
-            committer.check_lost(bus.begin_offsets())
+            committer.check_held(bus.begin_offsets(), bus.end_offsets())
             self._loop(committer, bus)
         finally:
             bus.close()
@@ -163,7 +163,7 @@ class CommitterActor:
         if committed is None:
             return
         with contextlib.suppress(UnavailableError):  # for tools only
-            bus.note_positions("ingestion", committed.offsets)
+            bus.note_positions(READER, committed.offsets)
         self._note(
             counts=self.state.counts + committed.counts,
             commits=self.state.commits + 1,

@@ -27,6 +27,8 @@ from recsys.events.bus import BusSettings, Published, Records, check_held, ids_g
 from recsys.events.kafka_clients import POLL_MS, client_settings
 from recsys.events.wire import encode
 
+_LOG_APPEND_TIME = 1  # the other type of a record's time is 0, the producer's
+
 
 class KafkaBus:
     """A topic of Kafka, made if it is absent."""
@@ -169,7 +171,7 @@ class KafkaBus:
             count = len(found["partitions"])
             raise SettingsError(
                 f"topic {self.topic!r} at {self._servers} has {count} partitions, not {self.partitions}: "
-                f"set bus.partitions to {count}, or publish to a new topic"
+                f"set bus.partitions to {count}, or publish to a new topic and ingest into a new store.uri"
             )
 
     def _poll(self, starts: Mapping[int, int], *, limit: int, wait_ms: int) -> list[Records]:
@@ -251,13 +253,22 @@ class KafkaBus:
 
 
 def _records(partition: int, polled: Sequence[Any], end: int) -> Records:
+    now_ms = int(time.time() * 1000)
     return Records(
         partition,
         np.array([record.offset for record in polled], np.int64),
-        np.array([record.timestamp for record in polled], np.int64),
+        np.array([_append_ms(record, now_ms) for record in polled], np.int64),
         [record.value or b"" for record in polled],
         end,
     )
+
+
+def _append_ms(record: Any, now_ms: int) -> int:
+    """When the broker took a record; in a topic of others it may be the producer's word for it."""
+    if record.timestamp_type == _LOG_APPEND_TIME:
+        return int(record.timestamp)
+    # Nothing is appended after it is read; without any time (-1) the reader's is the nearest that is known.
+    return min(int(record.timestamp), now_ms) if record.timestamp >= 0 else now_ms
 
 
 def _line(error: Exception) -> str:

@@ -44,16 +44,16 @@ class Compacted:
 def compact(store: EventStore, *, target_bytes: int = TARGET_BYTES) -> Compacted:
     """Makes few large files of many small ones, in each partition of each table."""
     sizes: list[list[int]] = [[], []]
-    for place in (store.events, store.rejected, store.cold):
-        table = place.open()
-        if table is None:
+    for table in (store.events, store.rejected, store.cold):
+        opened = table.open()
+        if opened is None:
             continue
-        sizes[0] += [file["size_bytes"] for file in place.files(table)]
-        if place is store.cold:
-            table = change_cold(store, lambda cold: _compact(store.cold, cold, target_bytes)) or table
+        sizes[0] += [file["size_bytes"] for file in table.files(opened)]
+        if table is store.cold:
+            opened = change_cold(store, lambda cold: _compact(store.cold, cold, target_bytes)) or opened
         else:
-            table = retried(functools.partial(_compact, place, None, target_bytes))
-        sizes[1] += [file["size_bytes"] for file in place.files(table)]
+            opened = retried(functools.partial(_compact, table, None, target_bytes))
+        sizes[1] += [file["size_bytes"] for file in table.files(opened)]
     return Compacted(len(sizes[0]), len(sizes[1]), sum(sizes[0]), sum(sizes[1]))
 
 
@@ -64,19 +64,19 @@ def vacuum(store: EventStore, *, keep_hours: int = 168) -> int:
     """
     deleted = set[str]()
 
-    def clean(place: StoreTable, table: DeltaTable) -> DeltaTable:
-        with storage_errors(f"vacuum {place.uri}"):
+    def clean(table: StoreTable, opened: DeltaTable) -> DeltaTable:
+        with storage_errors(f"vacuum {table.uri}"):
             for hours, orphans in ((keep_hours, False), (max(keep_hours, _ORPHAN_HOURS), True)):
-                files = table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=orphans)
+                files = opened.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=orphans)
                 deleted.update(files)
-            table.update_incremental()
-            table.create_checkpoint()
-            table.cleanup_metadata()
-        return table
+            opened.update_incremental()
+            opened.create_checkpoint()
+            opened.cleanup_metadata()
+        return opened
 
-    for place in (store.events, store.rejected, store.erasures):
-        if (table := place.open()) is not None:
-            clean(place, table)
+    for table in (store.events, store.rejected, store.erasures):
+        if (opened := table.open()) is not None:
+            clean(table, opened)
     change_cold(store, lambda cold: clean(store.cold, cold))
     return len(deleted)
 
@@ -145,9 +145,9 @@ def _move(store: EventStore, by: str, period: str) -> int:
     return len(rows)
 
 
-def _compact(place: StoreTable, table: DeltaTable | None, target_bytes: int) -> DeltaTable:
-    table = table or place.open()
-    assert table is not None
-    with storage_errors(f"compact {place.uri}"):
-        table.optimize.compact(target_size=target_bytes, writer_properties=WRITER_PROPERTIES)
-    return table
+def _compact(table: StoreTable, opened: DeltaTable | None, target_bytes: int) -> DeltaTable:
+    opened = opened or table.open()
+    assert opened is not None
+    with storage_errors(f"compact {table.uri}"):
+        opened.optimize.compact(target_size=target_bytes, writer_properties=WRITER_PROPERTIES)
+    return opened

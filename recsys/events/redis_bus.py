@@ -57,7 +57,7 @@ class RedisStreamsBus:
         if recorded != self.partitions:
             raise SettingsError(
                 f"topic {self.topic!r} at {self._where} has {recorded} partitions, not {self.partitions}: "
-                f"set bus.partitions to {recorded}, or publish to a new topic"
+                f"set bus.partitions to {recorded}, or publish to a new topic and ingest into a new store.uri"
             )
 
     def publish(self, events: pa.Table) -> Published:

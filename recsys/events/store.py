@@ -6,10 +6,11 @@ between the two only `rejected` can be ahead: what it has already is left out of
 users become places without content here, the one door that all rows go through. Tables are partitioned
 by month, or by day where a day is large: a year of the retail file would be 305 files of a few kB.
 The hot table names the version of the cold one that belongs to it, so each version is a whole.
+Rows are told apart by partition and offset, so a store takes one topic.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -20,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable, Transaction
 
-from recsys.errors import DataError, UnavailableError
+from recsys.errors import DataError, SettingsError, UnavailableError
 from recsys.events.delta import ARCHIVED, ConflictError, StoreTable, partition_column, places, retried
-from recsys.events.erasure import ERASED_SCHEMA, without_erased
+from recsys.events.erased import ERASED_SCHEMA, without_erased
 from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    stored: int  # events written by this call
-    rejected: int  # rejected events written by this call
-    version: int  # of the events table
+    stored: int  # events written by this call: those of erased users are not
 
 
 class EventStore:
@@ -78,27 +77,33 @@ class EventStore:
         rejected: pa.Table | None = None,
         topic: str = "events",
         offsets: Mapping[int, tuple[int, int]] | None = None,
+        marks: Mapping[str, int] | None = None,
         at_version: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Appended:
         """One commit to each table that gets something new: rows or offsets.
 
         `events` has STORED_SCHEMA, `rejected` REJECTED_SCHEMA. `offsets`: partition -> (start, end); the
-        rows are all that became of the records [start, end). `at_version`: the version of the events table
-        that the caller decided from. `metadata` is kept with the commit of events. Raises UnavailableError
-        if another writer committed: decide again.
+        rows are all that became of the records [start, end). `marks`: numbers that are committed with them,
+        by name; they only grow. `at_version`: the version of the events table that the caller decided from.
+        `metadata` is kept with the commit of events. Raises UnavailableError if another writer committed:
+        decide again; SettingsError if the store holds another topic.
         """
         rejected = REJECTED_SCHEMA.empty_table() if rejected is None else rejected
-        given = (events, rejected, topic, offsets or {}, at_version, metadata)
+        given = (events, rejected, topic, offsets or {}, marks or {}, at_version, metadata)
         attempt = functools.partial(self._append, *given)
         # With offsets it is known what is held, so try again; without, the caller must look.
         return retried(attempt) if offsets else attempt()
 
     def committed(self, topic: str, partitions: int) -> dict[int, int]:
         """Partition -> offset after the last batch that both tables hold; absent = none yet."""
+        held = self.marks([_app_id(topic, p) for p in range(partitions)])
+        return {p: held[name] for p in range(partitions) if (name := _app_id(topic, p)) in held}
+
+    def marks(self, names: Sequence[str]) -> dict[str, int]:
+        """What was committed last of these; names that never were are absent."""
         table = self.events.open()
-        held = {p: _offset(table, topic, p) for p in range(partitions)}
-        return {p: offset for p, offset in held.items() if offset is not None}
+        return {name: mark for name in names if (mark := _mark(table, name)) is not None}
 
     def erased(self) -> pa.Table:
         """The erased users, ERASED_SCHEMA; empty if none ever was."""
@@ -108,10 +113,6 @@ class EventStore:
     def version(self) -> int:
         """Version of the events table, -1 before the first event."""
         return _version(self.events.open())
-
-    def rejected_version(self) -> int:
-        """Version of the table of rejected events, -1 before it is made."""
-        return _version(self.rejected.open())
 
     def last_commit(self) -> dict[str, str]:
         """When events of the bus were committed last, and how late; empty if none ever were."""
@@ -146,23 +147,19 @@ class EventStore:
             for part, table in self._parts(self._existing(version))
         )
 
+    def read_added(self, hot: DeltaTable, *, after: DeltaTable | None, columns: Sequence[str]) -> pa.Table:
+        """Events of `hot` in files that `after`, the same table earlier on, had not."""
+        known = {} if after is None else dict(self._parts(after))
+        return pa.concat_tables(
+            part.read(table, columns=columns, after=known.get(part)) for part, table in self._parts(hot)
+        )
+
     def read_rejected(self, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Rejected events with their `reason`, REJECTED_SCHEMA; empty if none ever was."""
         table = self.rejected.open()
         if table is None:
             return REJECTED_SCHEMA.empty_table().select(columns or REJECTED_SCHEMA.names)
         return self.rejected.read(table, columns=columns)
-
-    def replace_rejected(self, rows: pa.Table, *, at_version: int) -> int:
-        """Makes `rows` all that the table of rejected events holds; its offsets stay. Returns its version.
-
-        Raises UnavailableError if it is no longer at `at_version`, from which the caller decided.
-        """
-        table = self.rejected.open()
-        if _version(table) != at_version:
-            raise self._moved(self.rejected, table, at_version)
-        self.rejected.append(table, rows, overwrite=True)
-        return at_version + 1
 
     def duckdb(self) -> "DuckDBPyConnection":
         """A DuckDB connection in which `events` (and `rejected`, if any) can be queried."""
@@ -181,12 +178,16 @@ class EventStore:
         rejected: pa.Table,
         topic: str,
         offsets: Mapping[int, tuple[int, int]],
+        marks: Mapping[str, int],
         at_version: int | None,
         metadata: Mapping[str, str] | None,
     ) -> Appended:
-        hot, cases = self.events.open(), self.rejected.open()
+        hot, refused = self.events.open(), self.rejected.open()
         if at_version is not None and at_version != _version(hot):
-            raise self._moved(self.events, hot, at_version)
+            raise ConflictError(
+                f"another writer committed to {self.events.uri} (version {_version(hot)} is not "
+                f"{at_version}); keep one writer and run again"
+            )
         for partition, (start, _) in offsets.items():
             held = _offset(hot, topic, partition)
             if held is not None and held != start:
@@ -194,43 +195,51 @@ class EventStore:
                     f"another committer wrote {self.events.uri}: partition {partition} of {topic!r} is at "
                     f"{held}, not {start}; go on from what is committed, and keep one committer"
                 )
-        ahead = any((_offset(cases, topic, p) or 0) > start for p, (start, _) in offsets.items())
+        self._check_topic(hot, refused, topic, offsets)
+        ahead = any((_offset(refused, topic, p) or 0) > start for p, (start, _) in offsets.items())
         if ahead:
             # Whoever is ahead may be alive, and would store what is rejected here: this makes it fail.
-            hot, cases = self.events.append(hot, STORED_SCHEMA.empty_table()), self.rejected.open()
-            events, rejected = self._without_held(cases, offsets, events, rejected)
+            hot, refused = self.events.append(hot, STORED_SCHEMA.empty_table()), self.rejected.open()
+            events, rejected = self._without_held(refused, offsets, events, rejected)
         # Read after the tables were opened: an erasure that it lacks will make these commits conflict.
         events, rejected = without_erased(events, rejected, erased=self.erased())
-        ends = {partition: end for partition, (_, end) in offsets.items()}
-        self._commit(self.rejected, cases, rejected, topic, ends, anyway=ahead)
-        hot = self._commit(self.events, hot, events, topic, ends, metadata=metadata)
-        return Appended(len(events), len(rejected), _version(hot))
+        moved = {_app_id(topic, partition): end for partition, (_, end) in offsets.items() if end} | {**marks}
+        self._commit(self.rejected, refused, rejected, moved, anyway=ahead)
+        self._commit(self.events, hot, events, moved, metadata=metadata)
+        return Appended(len(events))
+
+    def _check_topic(
+        self, hot: DeltaTable | None, refused: DeltaTable | None, topic: str, partitions: Iterable[int]
+    ) -> None:
+        new = [p for p in partitions if _offset(hot, topic, p) is None and _offset(refused, topic, p) is None]
+        parts = self._parts(hot) if hot is not None else []
+        parts += [(self.rejected, refused)] if refused is not None else []
+        if new and any(part.holds(table, ds.field("partition").isin(new)) for part, table in parts):
+            raise SettingsError(
+                f"{self.uri} holds events of another topic than {topic!r} (partition {new[0]}): a store "
+                "takes one topic; set another store.uri, or bus.topic back"
+            )
 
     def _commit(
         self,
-        place: StoreTable,
-        table: DeltaTable | None,
+        table: StoreTable,
+        opened: DeltaTable | None,
         rows: pa.Table,
-        topic: str,
-        ends: Mapping[int, int],
+        marks: Mapping[str, int],
         *,
         anyway: bool = False,
         metadata: Mapping[str, str] | None = None,
-    ) -> DeltaTable | None:
+    ) -> None:
         moved = [
-            Transaction(_app_id(topic, partition), end)
-            for partition, end in ends.items()
-            if (_offset(table, topic, partition) or 0) < end
+            Transaction(name, mark)
+            for name, mark in marks.items()
+            if (held := _mark(opened, name)) is None or held < mark
         ]
-        if not moved and not len(rows) and not anyway:
-            return table
-        return place.append(table, rows, transactions=moved, metadata=metadata)
+        if moved or len(rows) or anyway:
+            table.append(opened, rows, transactions=moved, metadata=metadata)
 
     def _without_held(
-        self,
-        cases: DeltaTable | None,
-        offsets: Mapping[int, tuple[int, int]],
-        *tables: pa.Table,
+        self, refused: DeltaTable | None, offsets: Mapping[int, tuple[int, int]], *tables: pa.Table
     ) -> list[pa.Table]:
         """The tables without the records of these ranges that are held as rejected."""
         ranges = [
@@ -238,8 +247,8 @@ class EventStore:
             for partition, (start, end) in offsets.items()
         ]
         where = functools.reduce(lambda one, other: one | other, ranges)
-        assert cases is not None
-        held = places(self.rejected.read(cases, columns=["partition", "offset"], where=where))
+        assert refused is not None
+        held = places(self.rejected.read(refused, columns=["partition", "offset"], where=where))
         return [rows.filter(pa.array(~np.isin(places(rows), held))) for rows in tables]
 
     def _parts(self, hot: DeltaTable) -> list[tuple[StoreTable, DeltaTable]]:
@@ -260,19 +269,17 @@ class EventStore:
             raise DataError(f"no events in {self.uri}: run `recsys ingest` first, or correct workdir")
         return table
 
-    def _moved(self, place: StoreTable, table: DeltaTable | None, expected: int) -> ConflictError:
-        return ConflictError(
-            f"another writer committed to {place.uri} (version {_version(table)} is not {expected}); "
-            "keep one writer and run again"
-        )
-
 
 def _app_id(topic: str, partition: int) -> str:
     return f"{topic}/{partition}"
 
 
 def _offset(table: DeltaTable | None, topic: str, partition: int) -> int | None:
-    return None if table is None else table.transaction_version(_app_id(topic, partition))
+    return _mark(table, _app_id(topic, partition))
+
+
+def _mark(table: DeltaTable | None, name: str) -> int | None:
+    return None if table is None else table.transaction_version(name)
 
 
 def _version(table: DeltaTable | None) -> int:

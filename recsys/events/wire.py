@@ -2,160 +2,136 @@
 
 We write Avro in single-object encoding: `C3 01`, the fingerprint of the writer's schema, the event.
 Others may write JSON, or Avro in a schema registry's framing (`00`, the schema's id). Ours is decoded
-a whole batch at a time, as one Avro container; each frame is checked again afterwards, and a batch
-with a broken record is decoded record by record. Fields match by name: unknown ones are dropped,
-absent ones are null, so older and newer producers are both read. A broken record is an event of
-nothing but its body and the error, for the table of rejected events.
+a whole batch at a time, as one Avro container; one that fails is taken apart until its broken records
+are alone. Fields match by name: unknown ones are dropped, absent ones are null, so older and newer
+producers are both read. A broken record is an event of nothing but its body and the error, for the
+table of rejected events.
 """
 
 import base64
 import io
-import json
-from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fastavro
-import httpx
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-from recsys.errors import DataError, SettingsError, UnavailableError
-from recsys.events.codec import decode_json
-from recsys.events.schema import CONTEXT, EVENT_SCHEMA
+from recsys.errors import DataError
+from recsys.events.codec import CONTEXT_NAMES, NAMES, decode_json
+from recsys.events.schema import EVENT_SCHEMA
+from recsys.events.writer_schemas import FRAME, FRAME_BYTES, WriterSchemas, event_schema, frame_of
 
-FRAME = b"\xc3\x01"  # of single-object encoding; 8 bytes of fingerprint follow
-_FRAME_BYTES = 10
 _SYNC = bytes(16)
+_MARK_BYTES = 16
 _MAX_KEPT = 1_000_000  # bytes of a broken body that are kept
+_YEARS = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # 1 to 9999, in microseconds of the epoch
+_NOT_ONE_EVENT = "not exactly one event in the Avro of its schema: cut short, changed or followed by more"
+_NULL, _GIVEN = pa.scalar(b"\x00"), pa.scalar(b"\x02")  # which of the union ["null", ...]
 
 
-@cache
-def event_schema() -> dict[str, Any]:
-    """The newest schema in `schemas/`, as parsed JSON: what we write."""
-    newest = max((Path(__file__).parent / "schemas").glob("event.*.avsc"), key=_version)
-    return dict(json.loads(newest.read_text()))
-
-
-def frame_of(schema: Any) -> bytes:
-    """The ten bytes before an event that was written with `schema`."""
-    digest = fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")
-    return FRAME + bytes.fromhex(digest)
-
-
-def encode(events: pa.Table, *, schema: Mapping[str, Any] | None = None) -> list[bytes]:
-    """A framed Avro body for each event."""
-    schema = schema or event_schema()
-    parsed, frame = fastavro.parse_schema(dict(schema)), frame_of(schema)
-    bodies = []
-    index = events.schema.get_field_index("timestamp")
-    events = events.set_column(index, "timestamp", events["timestamp"].cast(pa.int64()))
-    for row in events.to_pylist():
-        if row["attributes"] is not None:
-            row["attributes"] = [{"key": key, "value": value} for key, value in row["attributes"]]
-        body = io.BytesIO()
-        body.write(frame)
-        fastavro.schemaless_writer(body, parsed, row)
-        bodies.append(body.getvalue())
+def encode(events: pa.Table) -> list[bytes]:
+    """A framed Avro body for each event (EVENT_SCHEMA)."""
+    frame, bodies = frame_of(event_schema()), list[bytes]()
+    for batch in events.combine_chunks().to_batches():
+        parts = [part for column in batch.columns for part in _encoded(column)]
+        bodies += _joined([pa.repeat(frame, len(batch)), *parts]).to_pylist()
     return bodies
 
 
 class Decoder:
     """Decodes bodies; knows the schemas of this version, and those of `schemas`."""
 
-    def __init__(self, schemas: str | None = None) -> None:
-        """`schemas`: a folder of `*.avsc`, known by fingerprint and, where the file is named by a
-        number, by that id; or the url of a schema registry. Raises SettingsError for a bad folder."""
-        ours = [json.loads(p.read_text()) for p in (Path(__file__).parent / "schemas").glob("*.avsc")]
-        self._frames = {frame_of(schema): fastavro.parse_schema(schema) for schema in ours}
-        self._ids: dict[int, Any] = {}
-        self._registry = schemas if schemas and "://" in schemas else None
-        if schemas and not self._registry:
-            self._read_folder(Path(schemas))
+    def __init__(self, schemas: str | None = None, *, strict: bool = False) -> None:
+        """`schemas`: as in `BusSettings`. `strict`: an unknown field of a JSON object is an error.
+
+        Raises SettingsError for a bad folder of schemas.
+        """
+        self._strict = strict
+        self._schemas = WriterSchemas(schemas)
         self._ours = frame_of(event_schema())
         header = io.BytesIO()
-        fastavro.writer(header, fastavro.parse_schema(_framed(event_schema())), [], sync_marker=_SYNC)
+        fastavro.writer(header, fastavro.parse_schema(_marked(event_schema())), [], sync_marker=_SYNC)
         self._header = header.getvalue()
 
     def __call__(self, bodies: Sequence[bytes]) -> tuple[pa.Table, list[str | None]]:
         """(events with EVENT_SCHEMA [N], for each what is wrong with it or None), in order.
 
-        Raises UnavailableError if the schema registry does not answer.
+        What becomes of a body does not depend on the others. Raises UnavailableError if the schema
+        registry does not answer.
         """
-        if not bodies:
-            return EVENT_SCHEMA.empty_table(), []
-        if all(body.startswith(self._ours) for body in bodies):
-            events = self._at_once(bodies)
-            if events is not None:
-                return events, [None] * len(bodies)
-        rows = [self._row(body) for body in bodies]
-        events, errors = decode_json(rows)
+        rows = dict[int, Any]()  # what is decoded one by one, by its place
+        ours = [place for place, body in enumerate(bodies) if body.startswith(self._ours)]
+        pieces = list(self._pieces(bodies, ours, rows)) if ours else []
+        if pieces and len(pieces[0][1]) == len(bodies):
+            return pieces[0][1], [None] * len(bodies)
+        others = {place: body for place, body in enumerate(bodies) if not body.startswith(self._ours)}
+        ids = {number for body in others.values() if (number := _id_of(body)) is not None}
+        schemas = self._schemas.by_id(ids)
+        rows |= {place: self._row(body, schemas) for place, body in others.items()}
+        events, errors = decode_json(list(rows.values()))
         if any(errors):
             kept = [
-                row if error is None else {"attributes": _broken(body, error)}
-                for row, body, error in zip(rows, bodies, errors, strict=True)
+                row if error is None else {"attributes": _broken(bodies[place], error)}
+                for (place, row), error in zip(rows.items(), errors, strict=True)
             ]
             events = decode_json(kept)[0]
-        return events, errors
+        order = np.argsort([*(place for places, _ in pieces for place in places), *rows])
+        of_place = dict(zip(rows, errors, strict=True))
+        events = pa.concat_tables([*(piece for _, piece in pieces), events]).combine_chunks().take(order)
+        return events, [of_place.get(place) for place in range(len(bodies))]
 
-    def _at_once(self, bodies: Sequence[bytes]) -> pa.Table | None:
-        """All events by one parse in Rust; None if any record is broken."""
-        joined = b"".join(bodies)
+    def _pieces(
+        self, bodies: Sequence[bytes], places: list[int], broken: dict[int, Any]
+    ) -> Iterator[tuple[list[int], pa.Table]]:
+        """Places and their events; those of broken records are put into `broken` with the reason."""
+        try:
+            yield places, self._at_once([bodies[place] for place in places])
+        except DataError as error:
+            if len(places) == 1:
+                broken[places[0]] = error
+                return
+            # Another parser says cheaply which it may be; whether it is, is decided by a parse on its own.
+            suspect = {p for p in places if isinstance(self._row(bodies[p], {}), DataError)}
+            middle = len(places) // 2
+            parts = [places[:middle], places[middle:]]
+            if suspect:
+                parts = [[p for p in places if p not in suspect], *([p] for p in suspect)]
+            for part in filter(None, parts):
+                yield from self._pieces(bodies, part, broken)
+
+    def _at_once(self, bodies: Sequence[bytes]) -> pa.Table:
+        """All events by one parse in Rust. Raises DataError if any record is broken.
+
+        Behind each body stands a mark that no producer knows: a record that ends too early or too late
+        does not find it, and there are as many marks as records, so each ends where its body does.
+        """
+        mark = os.urandom(_MARK_BYTES)
+        joined = b"".join([part for body in bodies for part in (body, mark)])
         container = b"".join([self._header, _long(len(bodies)), _long(len(joined)), joined, _SYNC])
         try:
-            read = pl.read_avro(io.BytesIO(container)).to_arrow()
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
-            return None
-        # A record cut short would swallow the next one's beginning: then a frame is not where it was.
-        frames = read["frame"].cast(pa.binary())
-        if len(read) != len(bodies) or not pc.all(pc.equal(frames, pa.scalar(self._ours))).as_py():
-            return None
-        return _to_event_schema(read["event"])
+            read = pl.read_avro(io.BytesIO(container))
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise DataError(_NOT_ONE_EVENT) from error  # what it tells depends on the mark
+        if read["mark"].to_list() != [mark] * len(bodies):
+            raise DataError(_NOT_ONE_EVENT)
+        return _to_event_schema(read.to_arrow()["event"])
 
-    def _row(self, body: bytes) -> Any:
-        """One record as what `decode_json` takes: JSON text, a dict, or the DataError that it is."""
+    def _row(self, body: bytes, schemas: Mapping[int, Any]) -> Any:
+        """One record as what `decode_json` takes: a dict, the DataError that it is, or what is no JSON."""
         if body[:2] == FRAME:
-            schema = self._frames.get(body[:_FRAME_BYTES])
-            if schema is None:
-                return DataError(f"no schema has the fingerprint {body[2:10].hex()}: add it to bus.schemas")
-            return _record(schema, body[_FRAME_BYTES:])
-        if body[:1] == b"\x00" and len(body) > 5:
-            number = int.from_bytes(body[1:5], "big")
-            schema = self._by_id(number)
-            if schema is None:
-                return DataError(f"no schema has the id {number}: name its registry in bus.schemas")
-            return _record(schema, body[5:])
-        return body
-
-    def _by_id(self, number: int) -> Any:
-        if number not in self._ids and self._registry:
-            url = f"{self._registry.rstrip('/')}/schemas/ids/{number}"
-            try:
-                answer = httpx.get(url, timeout=5.0)
-                if answer.status_code != 404:
-                    answer.raise_for_status()
-                    self._ids[number] = fastavro.parse_schema(orjson.loads(answer.json()["schema"]))
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                raise UnavailableError(f"{url} gives no schema ({error}); correct bus.schemas") from error
-        return self._ids.get(number)
-
-    def _read_folder(self, folder: Path) -> None:
-        paths = sorted(folder.glob("*.avsc"))
-        if not paths:
-            raise SettingsError(f"bus.schemas = {str(folder)!r}: no *.avsc there")
-        for path in paths:
-            try:
-                schema = json.loads(path.read_text())
-                parsed = fastavro.parse_schema(schema)
-                self._frames[frame_of(schema)] = parsed
-            except (ValueError, OSError, KeyError, fastavro.schema.SchemaParseException) as error:
-                raise SettingsError(f"{path} is no Avro schema ({error})") from error
-            if path.stem.isdigit():
-                self._ids[int(path.stem)] = parsed
+            return _record(self._schemas.by_frame(body[:FRAME_BYTES]), body[FRAME_BYTES:])
+        if (number := _id_of(body)) is not None:
+            return _record(schemas[number], body[5:])
+        try:
+            given = body if self._strict else orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return body
+        return _known(given) if isinstance(given, dict) else body
 
 
 def _broken(body: bytes, error: str) -> dict[str, str]:
@@ -164,33 +140,52 @@ def _broken(body: bytes, error: str) -> dict[str, str]:
 
 def _record(schema: Any, body: bytes) -> dict[str, Any] | DataError:
     """The known fields of one Avro record, or why it can't be read."""
+    if isinstance(schema, DataError):
+        return schema
     stream = io.BytesIO(body)
     try:
         record = fastavro.schemaless_reader(stream, schema, None)
     except Exception as error:  # whatever a hostile body makes of a parser
-        return DataError(f"not the Avro of its schema ({type(error).__name__}: {error})")
+        return DataError(f"not the Avro of its schema ({type(error).__name__})")
     if stream.tell() != len(body):
         return DataError(f"{len(body) - stream.tell()} bytes are left behind the Avro record")
     if not isinstance(record, dict):
         return DataError(f"its schema is no record but {type(record).__name__}")
-    row = {name: value for name, value in record.items() if name in EVENT_SCHEMA.names}
-    if isinstance(context := row.get("context"), dict):
-        row["context"] = {n: v for n, v in context.items() if CONTEXT.get_field_index(n) >= 0}
-    if isinstance(pairs := row.get("attributes"), list):
+    if isinstance(pairs := record.get("attributes"), list):
         try:
-            row["attributes"] = {pair["key"]: pair["value"] for pair in pairs}
+            record["attributes"] = {pair["key"]: pair["value"] for pair in pairs}
         except (TypeError, KeyError):
             return DataError("attributes are neither a map nor pairs of key and value")
+        if len(record["attributes"]) < len(pairs):
+            return DataError("attributes name a key twice")
+    return _known(record)
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that an event does not have."""
+    row = {name: value for name, value in row.items() if name in NAMES}
+    if isinstance(context := row.get("context"), dict):
+        row["context"] = {name: value for name, value in context.items() if name in CONTEXT_NAMES}
     return row
 
 
-def _framed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    frame = {"type": "fixed", "name": "Frame", "size": _FRAME_BYTES}
-    fields = [{"name": "frame", "type": frame}, {"name": "event", "type": dict(schema)}]
-    return {"type": "record", "name": "Framed", "fields": fields}
+def _id_of(body: bytes) -> int | None:
+    """The schema's id of a schema registry's framing."""
+    return int.from_bytes(body[1:5], "big") if body[:1] == b"\x00" and len(body) > 5 else None
+
+
+def _marked(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {
+        "frame": {"type": "fixed", "name": "Frame", "size": FRAME_BYTES},
+        "event": dict(schema),
+        "mark": {"type": "fixed", "name": "Mark", "size": _MARK_BYTES},
+    }
+    fields = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    return {"type": "record", "name": "Marked", "fields": fields}
 
 
 def _to_event_schema(read: pa.ChunkedArray) -> pa.Table:
+    """Raises DataError for a time that no calendar has, and for an attribute that is named twice."""
     events = read.combine_chunks()
     events = events.chunk(0) if isinstance(events, pa.ChunkedArray) else events
     names = [field.name for field in events.type]
@@ -201,28 +196,70 @@ def _to_event_schema(read: pa.ChunkedArray) -> pa.Table:
             continue
         column = pc.struct_field(events, field.name)
         if field.name == "attributes":
-            pairs = column.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
-            flat = pairs.values
-            columns.append(
-                pa.MapArray.from_arrays(
-                    pairs.offsets, flat.field("key"), flat.field("value"), mask=pairs.is_null()
-                )
-            )
-        else:
-            columns.append(column.cast(field.type))
+            columns.append(_to_map(column))
+            continue
+        columns.append(column.cast(field.type))
+        if field.name == "timestamp":
+            least, most = pc.min_max(columns[-1].cast(pa.int64())).values()
+            if least.is_valid and not _YEARS[0] <= least.as_py() <= most.as_py() <= _YEARS[1]:
+                raise DataError("timestamp lies outside of the years 1 to 9999; it counts microseconds")
     return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
 
 
+def _to_map(column: pa.Array) -> pa.MapArray:
+    pairs = column.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+    keys, rows = pairs.values.field("key"), pc.list_parent_indices(pairs)
+    names = keys.dictionary_encode()
+    named = np.sort(rows.to_numpy() * len(names.dictionary) + names.indices.to_numpy())
+    if (np.diff(named) == 0).any():
+        raise DataError("attributes name a key twice")
+    return pa.MapArray.from_arrays(pairs.offsets, keys, pairs.values.field("value"), mask=pairs.is_null())
+
+
+def _encoded(column: pa.Array) -> list[Any]:
+    """What, joined row by row with null as nothing, is the Avro of the optional values of a column."""
+    kind, given = column.type, column.is_valid()
+    if column.null_count == len(column):
+        return [_NULL]
+    if pa.types.is_struct(kind):
+        fields = [part for child in column.flatten() for part in _encoded(child)]
+        content = [pc.if_else(given, _joined(fields), None)]
+    elif pa.types.is_map(kind):
+        keys, values = column.keys, column.items
+        pairs = _joined([*_encoded_texts(keys), *_encoded_texts(values)])
+        lists = pa.ListArray.from_arrays(column.offsets, pairs)
+        count = pc.list_value_length(lists)
+        end = pc.if_else(pc.equal(count, 0), b"", b"\x00")  # the count of a block of none ends the list, too
+        content = [pc.if_else(given, _joined([_longs(count), pc.binary_join(lists, b""), end]), None)]
+    elif pa.types.is_string(kind):
+        content = _encoded_texts(column)
+    elif pa.types.is_floating(kind):
+        content = [column.view(pa.binary(8)).cast(pa.binary())]
+    else:
+        content = [_longs(column.view(pa.int64()) if pa.types.is_timestamp(kind) else column)]
+    return [pc.if_else(given, _GIVEN, _NULL) if column.null_count else _GIVEN, *content]
+
+
+def _encoded_texts(texts: pa.Array) -> list[pa.Array]:
+    return [_longs(pc.binary_length(texts)), texts.view(pa.binary())]
+
+
+def _joined(parts: Sequence[Any]) -> pa.Array:
+    return pc.binary_join_element_wise(*parts, b"", null_handling="replace")
+
+
+def _longs(numbers: pa.Array) -> pa.Array:
+    distinct = numbers.dictionary_encode()  # lengths and positions are few
+    encoded = pa.array([_long(number) for number in distinct.dictionary.to_pylist()], pa.binary())
+    return encoded.take(distinct.indices)
+
+
 def _long(number: int) -> bytes:
-    """An Avro long: zigzag, seven bits a byte; of a number >= 0."""
-    number <<= 1
+    """An Avro long: zigzag, seven bits a byte."""
+    number = number << 1 ^ number >> 63
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
-
-
-def _version(path: Path) -> int:
-    return int(path.name.split(".")[1])

@@ -8,7 +8,8 @@ A batch of users is one MGET, joined and viewed as arrays: no loop over users or
 A value older than its time to live is missing, not stale, by the `now` of the request. Only the newest
 `max_history` events are kept, the same cut as in training. `put` overwrites: fill a namespace before
 its followers start; while they run, each partition has exactly one writer, and `change` lets it
-write users and its offset in one transaction that is tried again if anyone else touched them.
+write users and its offset in one transaction that is tried again if anyone else touched them. Who was
+erased, and when, is kept as a hash of the user, so that a follower that lags does not bring them back.
 
 Struct, little endian: header (32 bytes) | time, order int64 [n] | item int32, quantity, value float32 [n].
 """
@@ -23,6 +24,7 @@ import redis
 from recsys.errors import DataError
 from recsys.events.redis_server import redis_errors, url_of
 from recsys.features.histories import MAX_HISTORY
+from recsys.hashing import stable_hash
 from recsys.types import Histories, offsets_of, ragged_index
 
 VERSION = 1
@@ -46,6 +48,7 @@ _LAYOUT = (
     ("value", 1, "<f4"),
 )
 _CHUNK = 1000  # users of one pipeline
+_ERASED_SALT = "online-erased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class OnlineUsers:
     known: np.ndarray  # bool [B]
 
 
-Update = Callable[[OnlineUsers, int], tuple[OnlineUsers, int] | None]
+Update = Callable[[OnlineUsers, int, np.ndarray], tuple[OnlineUsers, int] | None]
 
 
 class OnlineStore:
@@ -105,10 +108,14 @@ class OnlineStore:
                     self._set(pipeline, key, value)
                 pipeline.execute()
 
-    def forget(self, user_ids: Sequence[str]) -> int:
-        """Deletes these users; how many of them were known."""
-        with redis_errors(url_of(self._redis)):
-            return int(self._redis.delete(*self._keys(user_ids))) if user_ids else 0
+    def forget(self, user_ids: Sequence[str], *, at_ms: int) -> int:
+        """Deletes these users, and notes when (epoch milliseconds); how many of them were known."""
+        if not user_ids:
+            return 0
+        with redis_errors(url_of(self._redis)), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(*self._keys(user_ids))
+            pipeline.hset(self._erased_key, mapping=dict.fromkeys(_erased_fields(user_ids), at_ms))
+            return int(pipeline.execute()[0])
 
     def applied_offset(self, topic: str, partition: int) -> int:
         """The offset after the last event of the partition that this namespace holds; 0 = none."""
@@ -128,18 +135,22 @@ class OnlineStore:
     def change(self, user_ids: Sequence[str], *, topic: str, partition: int, update: Update) -> int:
         """Reads users and the partition's offset, and writes both in one transaction.
 
-        `update` may return None to write nothing, else the users (those with `known` are written) and the
-        new offset. It must be pure: it runs again if another client changed a user or the offset
-        meanwhile. It sees users past their time to live too, until Redis forgets them at twice that age,
-        or an idle user's history would be lost. Returns the offset that holds afterwards.
+        `update` gets the users, the offset and when each user was erased (epoch milliseconds, int64 [B];
+        0 = never). It may return None to write nothing, else the users (those with `known` are written)
+        and the new offset. It must be pure: it runs again if another client changed a user or the offset,
+        or erased somebody, meanwhile. It sees users past their time to live too, until Redis forgets them
+        at twice that age, or an idle user's history would be lost. Returns the offset that holds afterwards.
         """
         keys, offset_key = self._keys(user_ids), self._offset_key(topic, partition)
+        fields = _erased_fields(user_ids)
         with redis_errors(url_of(self._redis)), self._redis.pipeline() as pipeline:
             while True:
                 try:
-                    pipeline.watch(offset_key, *keys)
+                    pipeline.watch(offset_key, self._erased_key, *keys)
                     offset, *blobs = pipeline.mget([offset_key, *keys])
-                    changed = update(self._unpack(blobs, None), int(offset or 0))
+                    times: Any = pipeline.hmget(self._erased_key, fields) if fields else []
+                    erased_ms = np.array([int(ms or 0) for ms in times], np.int64)
+                    changed = update(self._unpack(blobs, None), int(offset or 0), erased_ms)
                     if changed is None:
                         pipeline.unwatch()
                         return int(offset or 0)
@@ -156,6 +167,10 @@ class OnlineStore:
 
     def _keys(self, user_ids: Sequence[str]) -> list[str]:
         return [f"{self._prefix}:user:{user}" for user in user_ids]
+
+    @property
+    def _erased_key(self) -> str:
+        return f"{self._prefix}:erased"
 
     def _offset_key(self, topic: str, partition: int) -> str:
         return f"{self._prefix}:offset:{topic}:{partition}"
@@ -220,3 +235,7 @@ class OnlineStore:
         known[present] = True
         histories = Histories(offsets_of(counts), *(columns[c] for c in Histories.COLUMNS))
         return OnlineUsers(histories, birth_year, as_of, known)
+
+
+def _erased_fields(user_ids: Sequence[str]) -> list[str]:
+    return [str(stable_hash(user, salt=_ERASED_SALT)) for user in user_ids]

@@ -2,31 +2,30 @@
 
 The offset that a partition was applied to lives in the same Redis transaction as the users it changed:
 a restart applies nothing twice and loses nothing. A history holds the events of `event_types` (what
-counts as consumed), sorted by time; a late event finds its place. A record that is no valid event, and
-an event sent again within the horizon, only move the offset on; which were sent again is found anew at
-a start, by reading back. No Ray here: an actor calls `follow`.
+counts as consumed), sorted by time; a late event finds its place. A record that is no valid event, an
+event sent again within the horizon, and what a user did until they were erased, only move the offset on;
+which were sent again is found anew at a start, by reading back. No Ray here: an actor calls `follow`.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.errors import DataError
+from recsys.errors import DataError, UnavailableError
 from recsys.events.batch import Batch, judge
-from recsys.events.bus import Bus, Records
+from recsys.events.bus import Bus, Records, check_held
 from recsys.events.duplicates import SeenEvents, identities
 from recsys.events.interactions import history_columns, history_order
-from recsys.events.validation import DEFAULT_SETTINGS, ValidationSettings
+from recsys.events.validation import ValidationSettings
 from recsys.events.wire import Decoder
 from recsys.features.online import OnlineStore, OnlineUsers
 from recsys.types import Histories, offsets_of
 
-EVENT_TYPES = ("purchase", "rating")
-HORIZON_S = 3600.0  # how long an event's id is remembered
 READ_BACK = 100_000  # records of a partition that are read back at a start, at most
 READER = "features"  # the name under which positions are noted on the bus
 NOTE_S = 1.0
@@ -37,7 +36,7 @@ RowsOf = Callable[[pa.Array], np.ndarray]  # item ids [N] -> rows int32 [N], -1 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of the records; the six counts of events add up to their number."""
+    """What became of the records; the seven counts of events add up to their number."""
 
     events: int = 0  # now in a history
     repeated: int = 0  # had been applied before
@@ -45,6 +44,7 @@ class Applied:
     duplicate: int = 0  # of a user and event id that was there within the horizon
     other_types: int = 0  # no part of a history
     unknown_items: int = 0  # items without a row
+    erased: int = 0  # of a user who was erased when or after it happened or was taken
     users: int = 0  # users written
 
 
@@ -55,7 +55,7 @@ def apply_events(
     topic: str,
     rows_of: RowsOf,
     seen: SeenEvents,
-    event_types: Sequence[str] = EVENT_TYPES,
+    event_types: Sequence[str],
 ) -> Applied:
     """Appends the events to their users' histories and writes them together with the offset.
 
@@ -72,11 +72,13 @@ def apply_events(
     events = batch.events.filter(pa.array(part))
     columns = history_columns(events, rows=row[part])
     user_ids, user = np.unique(np.array(events["user_id"].to_pylist(), str), return_inverse=True)
+    # Until when an erasure takes the event away, whichever clock ran behind.
+    earliest_us = np.minimum(*(events[n].cast(pa.int64()).to_numpy() for n in ("appended_at", "timestamp")))
     # The moment after the newest event, whichever clock ran ahead.
     latest = np.maximum(batch.append_ms[part] // 1000, columns["time"]) + 1
     result: list[Applied] = []
 
-    def update(users: OnlineUsers, offset: int) -> tuple[OnlineUsers, int] | None:
+    def update(users: OnlineUsers, offset: int, erased_ms: np.ndarray) -> tuple[OnlineUsers, int] | None:
         """`users` are the users of the events; pure but for the report."""
         result.clear()
         if batch.start > offset:
@@ -85,7 +87,8 @@ def apply_events(
                 f"were never applied; read from offset {offset}"
             )
         new = batch.offsets >= offset
-        taken = new[part]
+        erased = new[part] & (earliest_us <= 1000 * erased_ms[user])
+        taken = new[part] & ~erased
         touched = np.zeros(len(user_ids), bool)
         touched[user[taken]] = True
         result.append(
@@ -96,6 +99,7 @@ def apply_events(
                 duplicate=int((new & valid & ~stored).sum()),
                 other_types=int((new & stored & ~counted).sum()),
                 unknown_items=int((new & counted & ~part).sum()),
+                erased=int(erased.sum()),
                 users=int(touched.sum()),
             )
         )
@@ -118,19 +122,18 @@ def follow(
     partitions: Sequence[int],
     rows_of: RowsOf,
     stop: Callable[[], bool],
-    event_types: Sequence[str] = EVENT_TYPES,
-    decoder: Decoder | None = None,
-    validation: ValidationSettings = DEFAULT_SETTINGS,
-    horizon_s: float = HORIZON_S,
+    event_types: Sequence[str],
+    decoder: Decoder,
+    validation: ValidationSettings,
+    horizon_s: float,
     on_applied: Callable[[Batch, Applied], None] | None = None,
     block_ms: int = 200,
 ) -> None:
     """Applies what these partitions get until `stop()`; begins where the store's offsets say.
 
-    One follower for each partition. Raises DataError if the bus does not hold what comes next. All
-    errors pass through: whoever restarts it loses nothing.
+    `horizon_s`: how long an event's id is remembered. One follower for each partition. Raises DataError if
+    the bus does not hold what comes next. All errors pass through: whoever restarts it loses nothing.
     """
-    decoder = decoder or Decoder()
 
     def judged(records: Records, start: int) -> Batch:
         return judge(records, start=start, topic=bus.topic, decoder=decoder, validation=validation)
@@ -154,25 +157,18 @@ def follow(
             if on_applied:
                 on_applied(batch, applied)
         if offsets != noted and time.monotonic() - noted_at >= NOTE_S:
-            bus.note_positions(READER, offsets)
+            with suppress(UnavailableError):  # for tools only
+                bus.note_positions(READER, offsets)
             noted, noted_at = dict(offsets), time.monotonic()
 
 
 def _check_held(bus: Bus, offsets: dict[int, int]) -> None:
-    begins, ends = bus.begin_offsets(), bus.end_offsets()
-    for partition, offset in offsets.items():
-        begin, end = begins[partition], ends[partition]
-        if begin <= offset <= end:
-            continue
-        lost = (
-            f"events {offset} to {begin - 1} were dropped from the bus before they were applied"
-            if offset < begin
-            else f"events up to {offset - 1} were applied, but the bus now ends at {end}: it lost its events"
-        )
-        raise DataError(
-            f"{bus.topic} partition {partition}: {lost}; fill the online store anew: "
-            "python -m jobs.build_features"
-        )
+    try:
+        check_held(bus, offsets, where="the bus")
+    except UnavailableError as error:
+        if error.__cause__:  # no answer: that is waited for
+            raise
+        raise DataError(f"{error}; then fill the online store anew: python -m jobs.build_features") from error
 
 
 def _read_back(

@@ -15,8 +15,8 @@ PER_PARTITION = {
     "rejected": "Rows of rejected events",
     "missing": "Offsets that stand in no table",
     "doubled": "Rows beyond the first of an offset",
+    "lost": "Events that left the bus before they were ingested",
     "lag_messages": "Events on the bus that are not committed",
-    "lag_s": "Seconds since the bus took the oldest of them",
 }
 
 
@@ -27,6 +27,12 @@ class IngestionMetrics:
             name: Gauge(f"recsys_ingestion_{name}", text, ["topic", "partition"], registry=self.registry)
             for name, text in PER_PARTITION.items()
         }
+        self.oldest = Gauge(
+            "recsys_ingestion_oldest_uncommitted_seconds",
+            "Since the bus took the oldest event that is not committed",
+            ["topic", "partition"],
+            registry=self.registry,
+        )
         self.events = Gauge(
             "recsys_ingestion_events",
             "Events since the start, by outcome",
@@ -65,3 +71,4 @@ class IngestionMetrics:
         for line in audit.partitions:
             for name, gauge in self.audit.items():
                 gauge.labels(audit.topic, str(line.partition)).set(getattr(line, name))
+            self.oldest.labels(audit.topic, str(line.partition)).set(line.lag_s)

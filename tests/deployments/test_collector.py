@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deployments.collector import Collector, judge
+from deployments.collector import Collector, Posted, events_of, judge
 from deployments.metrics import FOLDER, CollectorMetrics
 from recsys.errors import RequestError, SettingsError, UnavailableError
 from recsys.events.batch import judge as judge_records
@@ -90,7 +90,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CollectorMetrics
 
 def collector_of(url: str, metrics: CollectorMetrics, **changed: Any) -> Collector:
     arguments: dict[str, Any] = {"queue_events": 1000, "wait_s": 30.0} | changed
-    bus = BusSettings(url, partitions=2)
+    bus = BusSettings(url, topic=uuid.uuid4().hex, partitions=2)
     return Collector(bus, validation=DEFAULT_SETTINGS, metrics=metrics, **arguments)
 
 
@@ -141,7 +141,7 @@ def test_an_outage_is_waited_out_in_a_bounded_queue(
         *waiting, gone = [asyncio.create_task(post(collector, [view() for _ in range(n)])) for n in sizes]
         while collector._events < 1000:
             await asyncio.sleep(0.01)
-        with pytest.raises(UnavailableError, match="1,000 events wait for the bus already"):
+        with pytest.raises(UnavailableError, match="1,000 events wait already"):
             await post(collector, view())
         gone.cancel()  # its client hung up
         with suppress(asyncio.CancelledError):
@@ -163,7 +163,6 @@ def test_an_outage_is_waited_out_in_a_bounded_queue(
 
 def test_requests_that_meet_are_published_together(redis_url: str, metrics: CollectorMetrics) -> None:
     collector = collector_of(redis_url, metrics)
-    collector.bus_settings = BusSettings(redis_url, topic="together", partitions=2)
 
     async def run() -> list[list[str]]:
         return await asyncio.gather(*(post(collector, [view(user_id=f"u{n}")] * 2) for n in range(200)))
@@ -174,6 +173,65 @@ def test_requests_that_meet_are_published_together(redis_url: str, metrics: Coll
     assert sample(metrics.events, "_total") == 400
     events = on_bus(open_bus(collector.bus_settings))
     assert sorted(events["event_id"].to_pylist()) == sorted(i for ids in accepted for i in ids)
+
+
+def test_what_was_judged_is_published_before_the_rest_is_judged(
+    redis_url: str, metrics: CollectorMetrics
+) -> None:
+    """Publishing waited behind every judgment that had been asked for before it."""
+    collector, done = collector_of(redis_url, metrics, queue_events=40_000), list[str]()
+
+    async def run() -> None:
+        await post(collector, view())  # the bus is open
+
+        async def noted(name: str, events: Any) -> None:
+            await post(collector, events)
+            done.append(name)
+
+        many = [VIEW | {"event_type": "nonsense"}] * 1000  # no more than judged
+        await asyncio.gather(noted("published", view()), *(noted("judged", many) for _ in range(39)))
+
+    asyncio.run(run())
+    assert done.index("published") < 20
+
+
+def test_events_count_before_they_are_judged(redis_url: str, metrics: CollectorMetrics) -> None:
+    """Any number of requests waited for their judgment, and were all held in memory."""
+    collector = collector_of(redis_url, metrics)
+
+    async def run() -> list[Any]:
+        many = [VIEW | {"event_type": "nonsense"}] * 400
+        return await asyncio.gather(*(post(collector, many) for _ in range(4)), return_exceptions=True)
+
+    taken = [answer for answer in asyncio.run(run()) if not isinstance(answer, UnavailableError)]
+    assert taken == [[], []]
+    assert collector._events == 0
+
+
+def test_an_event_too_large_for_the_bus_is_rejected_alone(kafka_url: str, metrics: CollectorMetrics) -> None:
+    """It made the requests that were published with it fail with 500, its batch-mates among them."""
+    collector = collector_of(kafka_url, metrics)
+    collector.bus_settings = replace(collector.bus_settings, kafka={"max_request_size": 4000})
+    large = view(attributes={"text": "x" * 5000})
+
+    async def run() -> list[list[dict[str, Any]]]:
+        requests = [[view(), large, view()], [view()], [large | {"event_id": "again"}], [view(), {}]]
+        return await asyncio.gather(
+            *(collector.take(json.dumps(r).encode(), now=int(time.time())) for r in requests)
+        )
+
+    answers = asyncio.run(run())
+    statuses = [[result["status"] for result in answer] for answer in answers]
+    assert statuses == [
+        ["accepted", "rejected", "accepted"],
+        ["accepted"],
+        ["rejected"],
+        ["accepted", "rejected"],
+    ]
+    assert "too large" in answers[0][1]["reason"]
+    assert sample(metrics.events.labels("rejected", "refused"), "_total") == 2
+    accepted = {r["event_id"] for answer in answers for r in answer if r["status"] == "accepted"}
+    assert set(on_bus(open_bus(collector.bus_settings))["event_id"].to_pylist()) == accepted
 
 
 def test_a_wrong_setting_is_told_and_nobody_waits(redis_url: str, metrics: CollectorMetrics) -> None:
@@ -187,7 +245,9 @@ def test_a_wrong_setting_is_told_and_nobody_waits(redis_url: str, metrics: Colle
 
 def test_an_event_is_completed_and_its_answer_is_text() -> None:
     def judged(event: Any) -> Any:
-        return judge(json.dumps(event).encode(), now=NOW, validation=DEFAULT_SETTINGS)
+        posted = Posted(events_of(json.dumps(event).encode()), NOW)
+        mate = Posted([VIEW, 7, VIEW], NOW)
+        return judge([mate, posted, mate], validation=DEFAULT_SETTINGS)[1]
 
     for blank in (None, "", " "):
         one = judged(VIEW | {"event_id": blank})

@@ -9,11 +9,8 @@ from recsys.events.audit import audit
 from recsys.events.bus import BusSettings, open_bus
 from recsys.events.codec import decode_events
 from recsys.events.committer import Committer, IngestionSettings
-from recsys.events.retrying import retry_rejected
 from recsys.events.store import EventStore
-from recsys.events.validation import ValidationSettings
-from recsys.events.wire import Decoder, encode
-from tests.events_on_bus import body, ingest
+from tests.events_on_bus import body, ingest, new_committer
 
 
 @pytest.fixture
@@ -66,81 +63,34 @@ def test_what_left_the_bus_before_it_was_ingested_is_said_and_recorded(tmp_path,
     partition = max(bus.end_offsets(), key=lambda p: bus.end_offsets()[p])
     redis_client.xtrim(f"recsys:bus:{{{bus.topic}:{partition}}}", minid="15-0", approximate=False)
     settings = IngestionSettings()
+    found = audit(store, bus)
+    assert (found.adds_up, sum(line.lost for line in found.partitions)) == (False, 5)
     committer = Committer(store, topic=bus.topic, begin=bus.begin_offsets(), settings=settings)
     with pytest.raises(DataError, match=r"events 10 to 14 left the bus .* --accept-loss"):
-        committer.check_lost(bus.begin_offsets())
-    committer.check_lost(bus.begin_offsets(), accept=True)
-    committer.commit()
+        committer.check_held(bus.begin_offsets(), bus.end_offsets())
+    committer.check_held(bus.begin_offsets(), bus.end_offsets(), accept_loss=True)
     ingest(store, bus)
     found = audit(store, bus)
     assert found.adds_up
     assert (counts(found)["stored"], found.reasons) == (15, {"lost": 5})
 
 
-def test_rejected_events_are_stored_after_a_fix(tmp_path, bus):
-    """Each by the append time it had; those that stay invalid stay, duplicates too, and it all adds up."""
-    long = "i" * 300
-    bodies = [body(1), body(2, item_id=long), body(2, item_id=long), body(3, event_type="nonsense"), body(1)]
-    bus.publish(decode_events(bodies))
+def test_a_bus_that_was_emptied_is_noticed(tmp_path, bus, redis_client):
+    store = EventStore(tmp_path)
+    bus.publish(decode_events([body(n) for n in range(10)]))
+    ingest(store, bus)
+    redis_client.flushall()
+    bus.publish(decode_events([body(n) for n in range(3)]))
+    committer = new_committer(store, bus)
+    with pytest.raises(DataError, match="it lost its events; ingest its new ones into another store"):
+        committer.check_held(bus.begin_offsets(), bus.end_offsets())
+
+
+def test_rows_that_are_missing_at_the_beginning_are_found(tmp_path, bus):
+    """The first offset is recorded with the first commit: the rows can't tell where they began."""
+    bus.publish(decode_events([body(n, user_id="u") for n in range(10)]))
     store = EventStore(tmp_path)
     ingest(store, bus)
-    assert audit(store, bus).reasons == {"oversized": 2, "unknown_type": 1}
-    done = retry_rejected(store, decoder=Decoder(), validation=ValidationSettings(max_id_bytes=400))
-    assert done == {"retried": 3, "stored": 1, "duplicate": 1, "unknown_type": 1}
+    DeltaTable(tmp_path / "events").delete("offset < 4")
     found = audit(store, bus)
-    assert found.adds_up
-    assert counts(found) | {"produced": 5} == counts(found)
-    assert (counts(found)["stored"], counts(found)["duplicate"], found.reasons) == (2, 2, {"unknown_type": 1})
-    again = retry_rejected(store, decoder=Decoder(), validation=ValidationSettings(max_id_bytes=400))
-    assert again == {"retried": 1, "stored": 0, "unknown_type": 1}
-    assert audit(store, bus) == found
-
-
-def test_a_retry_that_was_killed_is_finished_by_the_next(tmp_path, bus, monkeypatch):
-    bus.publish(decode_events([body(n, item_id="i" * 300) for n in range(5)]))
-    store = EventStore(tmp_path)
-    ingest(store, bus)
-    fixed = ValidationSettings(max_id_bytes=400)
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            store, "replace_rejected", lambda rows, at_version: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            retry_rejected(store, decoder=Decoder(), validation=fixed)
-    assert not audit(store, bus).adds_up  # the five stand in both tables
-    assert retry_rejected(store, decoder=Decoder(), validation=fixed) == {"retried": 5, "stored": 0}
-    assert audit(store, bus).adds_up
-    assert store.count() == 5
-
-
-def test_a_malformed_record_is_read_once_its_schema_is_known(tmp_path, bus, monkeypatch):
-    import json
-
-    from recsys.events import redis_bus
-    from recsys.events.wire import event_schema
-
-    newer = event_schema() | {
-        "fields": [
-            *event_schema()["fields"],
-            {"name": "channel", "type": ["null", "string"], "default": None},
-        ]
-    }
-    with monkeypatch.context() as patch:
-        patch.setattr(redis_bus, "encode", lambda events: encode(events, schema=newer))
-        bus.publish(decode_events([body(1), body(2)]))
-    store = EventStore(tmp_path / "store")
-    ingest(store, bus)
-    assert audit(store, bus).reasons == {"malformed": 2}
-    validation = ValidationSettings()
-    assert retry_rejected(store, decoder=Decoder(), validation=validation) == {
-        "retried": 2, "stored": 0, "malformed": 2,
-    }  # fmt: skip
-    (tmp_path / "newer.avsc").write_text(json.dumps(newer))
-    done = retry_rejected(store, decoder=Decoder(str(tmp_path)), validation=validation)
-    assert done == {"retried": 2, "stored": 2}
-    assert sorted(store.read(columns=["event_id"])["event_id"].to_pylist()) == ["e1", "e2"]
-    assert audit(store, bus).adds_up
+    assert (found.adds_up, counts(found)["missing"], counts(found)["stored"]) == (False, 4, 6)

@@ -47,11 +47,32 @@ def test_made_anew_from_what_was_stored_it_decides_alike(identities_, cut):
     assert seen.new(hashes[cut:], times[cut:]).tolist() == expected[cut:]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 60)), max_size=60), st.data())
+def test_a_few_that_are_far_ahead_make_nothing_forgotten(events, data):
+    """In a topic whose times are the producers', some clock is wrong."""
+    hashes = [*range(100, 110), *(identity for identity, _ in events)]
+    times = [*range(10), *np.cumsum([step for _, step in events]).tolist()]
+    for number in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(10, len(hashes)))
+        hashes.insert(place, 1000 + number)
+        times.insert(place, data.draw(st.integers(10**4, 10**12)))
+    expected = slow_new(hashes, times, {})
+    seen, found, at = SeenEvents(horizon_ms=HORIZON), [], 0
+    while at < len(hashes):
+        to = at + data.draw(st.integers(1, 20))
+        found += seen.new(np.array(hashes[at:to], np.uint64), np.array(times[at:to], np.int64)).tolist()
+        at = to
+    assert found == expected
+
+
 def test_memory_is_what_the_horizon_holds():
     seen = SeenEvents(horizon_ms=1000)
     for second in range(200):
         hashes = np.arange(second * 500, second * 500 + 500, dtype=np.uint64)
-        assert seen.new(hashes, np.full(500, second * 100)).all()
+        times = np.full(500, second * 100)
+        times[::100] += 10**9  # some clocks are wrong
+        assert seen.new(hashes, times).all()
     assert 5_000 <= len(seen) < 20_000  # ten batches of 500 are within the horizon
 
 

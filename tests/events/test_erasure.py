@@ -2,6 +2,7 @@ import base64
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import date
 
 import pyarrow as pa
@@ -9,13 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from recsys.events import erasure, maintenance
+from recsys.events import maintenance
 from recsys.events.codec import decode_events
 from recsys.events.delta import StoreTable
-from recsys.events.erasure import ERASED_SCHEMA, erase, erased_mask
+from recsys.events.erased import ERASED_SCHEMA, erased_mask, erased_users
+from recsys.events.erasure import erase
 from recsys.events.maintenance import archive, compact
+from recsys.events.retrying import retry_rejected
 from recsys.events.schema import STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
+from recsys.events.validation import ValidationSettings
+from recsys.events.wire import Decoder
 
 TAKEN_MS = 1_770_000_000_000  # 2026-02-02
 ERASED_MS = TAKEN_MS + 1000
@@ -63,9 +68,9 @@ def assert_gone(store, folder, *, commits_failed=False):
             os.utime(file, (time.time() - 90_000,) * 2)
         maintenance.vacuum(store, keep_hours=0)
     assert USER not in store.read()["user_id"].to_pylist()
-    cases = store.read_rejected()
-    assert USER not in cases["user_id"].to_pylist()
-    erased = cases.filter(pa.compute.equal(cases["reason"], "erased"))
+    rejected = store.read_rejected()
+    assert USER not in rejected["user_id"].to_pylist()
+    erased = rejected.filter(pa.compute.equal(rejected["reason"], "erased"))
     for name in erased.column_names:
         kept = name in ("partition", "offset", "appended_at", "reason")
         assert erased[name].null_count == (0 if kept else len(erased)), name
@@ -93,10 +98,11 @@ def test_a_replay_of_the_bus_or_of_a_file_brings_nothing_back(tmp_path):
     store = filled(tmp_path)
     erase(store, [USER], now_ms=ERASED_MS)
     late = {"start": 6, "taken_ms": ERASED_MS + 5000}
-    appended = store.append(rows([USER, "v"], **late), offsets={0: (6, 8)})  # done before, taken after
-    assert (appended.stored, appended.rejected) == (1, 1)
+    assert (
+        store.append(rows([USER, "v"], **late), offsets={0: (6, 8)}).stored == 1
+    )  # done before, taken after
     assert store.append(rows([USER], partition=None, taken_ms=ERASED_MS + 5000)).stored == 0
-    assert store.append(rows([]), rejected=refused([USER], start=8), offsets={0: (8, 9)}).rejected == 1
+    store.append(rows([]), rejected=refused([USER], start=8), offsets={0: (8, 9)})
     assert places_of(store) == [*range(9)]
     assert_gone(store, tmp_path)
     new = rows([USER], start=9, taken_ms=ERASED_MS + 5000, timestamp="2026-03-01")
@@ -104,8 +110,7 @@ def test_a_replay_of_the_bus_or_of_a_file_brings_nothing_back(tmp_path):
 
 
 def test_the_mask():
-    at = pa.array([ERASED_MS * 1000, 0], pa.int64()).cast(TIMESTAMP)
-    erased = pa.table([erasure._hashes([USER, USER]), at], schema=ERASED_SCHEMA)
+    erased = pa.concat_tables([erased_users([USER], at_ms=at) for at in (ERASED_MS, 0)])
     after = {"taken_ms": ERASED_MS + 1}
     events = pa.concat_tables(
         [
@@ -133,9 +138,9 @@ def test_a_malformed_record_that_names_the_user_loses_its_content(tmp_path):
     broken = broken.set_column(index, field, pa.array(kept, field.type))
     store.append(rows([]), rejected=broken, offsets={0: (0, 4)})
     assert erase(store, [user], now_ms=ERASED_MS).rejected == 2
-    cases = store.read_rejected().sort_by("offset")
-    assert cases["reason"].to_pylist() == ["erased", "erased", "malformed", "malformed"]
-    assert [bool(a) for a in cases["attributes"].to_pylist()] == [False, False, True, True]
+    rejected = store.read_rejected().sort_by("offset")
+    assert rejected["reason"].to_pylist() == ["erased", "erased", "malformed", "malformed"]
+    assert [bool(a) for a in rejected["attributes"].to_pylist()] == [False, False, True, True]
 
 
 def test_users_are_erased_from_the_cold_table(tmp_path):
@@ -180,15 +185,54 @@ def test_an_erasure_that_was_killed_is_repeated(tmp_path, monkeypatch, step, col
     assert_gone(store, tmp_path)
 
 
+@pytest.mark.parametrize("step", range(9))
+def test_what_a_killed_retry_left_in_both_tables_is_erased_once(tmp_path, monkeypatch, step):
+    """And the erasure is killed too, before its `step`th commit; then the retry is repeated, or not."""
+    store = filled(tmp_path)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    fixed = {"topic": "events", "partitions": 1, "decoder": Decoder(), "validation": ValidationSettings()}
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreTable, "rewrite", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retry_rejected(store, **fixed)
+    assert places_of(store) == [0, 1, 2, 3, 4, 4, 5, 5]
+    commits = []
+
+    def killing(real):
+        def commit(*arguments, **options):
+            if len(commits) == step:
+                raise KeyboardInterrupt
+            commits.append(real)
+            return real(*arguments, **options)
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        for name in ("append", "exchange"):
+            patch.setattr(StoreTable, name, killing(getattr(StoreTable, name)))
+        with suppress(KeyboardInterrupt):
+            erase(store, [USER], now_ms=ERASED_MS)
+    if step % 2:
+        retry_rejected(store, **fixed)
+        assert places_of(store) == [0, 1, 2, 3, 4, 5]
+    erase(store, [USER], now_ms=ERASED_MS)
+    retry_rejected(store, **fixed)
+    assert places_of(store) == [0, 1, 2, 3, 4, 5]
+    assert_gone(store, tmp_path)
+
+
 def test_a_commit_on_its_way_during_an_erasure_does_not_bring_the_user_back(tmp_path, monkeypatch):
     """It read the list of the erased before; it is made to fail, and is made again without the user."""
     store = filled(tmp_path)
     commit, done = EventStore._commit, []
 
-    def interrupted(self, place, *arguments, **options):
-        if place is self.events and not done:  # the rejected events are committed, the events are not
+    def interrupted(self, table, *arguments, **options):
+        if table is self.events and not done:  # the rejected events are committed, the events are not
             done.append(erase(EventStore(tmp_path), [USER], now_ms=ERASED_MS))
-        return commit(self, place, *arguments, **options)
+        return commit(self, table, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(EventStore, "_commit", interrupted)

@@ -8,6 +8,7 @@ import time
 import uuid
 
 import pytest
+from kafka import KafkaProducer
 
 from recsys.errors import DataError
 from recsys.events import ingestion
@@ -20,6 +21,7 @@ from recsys.events.ingestion import ingest_bus
 from recsys.events.schema import EVENT_SCHEMA
 from recsys.events.store import EventStore
 from recsys.events.validation import ValidationSettings
+from recsys.events.wire import encode
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def table_hash(store: EventStore) -> str:
 def test_what_the_bus_holds_is_stored_and_goes_on_from_there(
     ray_cluster, tmp_path, settings, bus, monkeypatch
 ):
-    monkeypatch.setattr(ingestion, "SLICE", 300)  # many tasks for each partition: their order must not matter
+    monkeypatch.setattr(ingestion, "RANGE", 300)  # many tasks for each partition: their order must not matter
     store, seen = EventStore(tmp_path), []
     bus.publish(events(0, 3000))
     bus.publish(events(0, 100))
@@ -109,6 +111,43 @@ def test_a_poison_record_stops_nothing(ray_cluster, tmp_path, settings, bus, red
     counts = ingest(bus, settings, store)
     assert (counts.stored, counts.rejected) == (55, {"malformed": 1})
     assert audit(store, bus).adds_up
+
+
+def test_markers_of_transactions_are_no_events(ray_cluster, tmp_path, kafka_url, monkeypatch):
+    """They take offsets: between events, at the end of a range, and for a whole range."""
+    monkeypatch.setattr(ingestion, "RANGE", 3)
+    settings = BusSettings(url=kafka_url, topic=f"t{uuid.uuid4().hex[:8]}", partitions=2)
+    bus, store = open_bus(settings), EventStore(tmp_path)
+    servers = kafka_url.removeprefix("kafka://")
+    producer = KafkaProducer(bootstrap_servers=servers, transactional_id=settings.topic, acks="all")
+    producer.init_transactions()
+
+    def write(first: int, count: int, *, kept: bool) -> None:
+        producer.begin_transaction()
+        for number, record in enumerate(encode(events(first, count))):
+            producer.send(settings.topic, record, partition=number % 2)
+        producer.flush()
+        producer.commit_transaction() if kept else producer.abort_transaction()
+
+    for number in range(12):
+        write(number, 1, kept=True)
+    for number in range(12, 20):
+        write(number, 1, kept=False)
+    write(100, 9, kept=True)
+    end = bus.end_offsets()
+    assert ingest(bus, settings, store, end={0: 5}) == IngestCounts(7, 7, 0, {})
+    assert store.committed(settings.topic, 2)[0] == 5
+    assert ingest(bus, settings, store).stored == 14
+    write(200, 4, kept=False)
+    while bus.end_offsets() == end:  # the server writes the markers a moment after it has agreed
+        time.sleep(0.05)
+    assert ingest(bus, settings, store) == IngestCounts(0, 0, 0, {})  # nothing but markers: the offset moves
+    assert store.committed(settings.topic, 2)[0] > end[0]
+    found = audit(store, bus)
+    assert found.adds_up, found
+    assert sum(p.produced for p in found.partitions) == 21
+    producer.close()
+    bus.close()
 
 
 def test_followed_through_the_loss_of_every_actor(ray_cluster, tmp_path, settings, bus):

@@ -75,6 +75,24 @@ class TestKafkaBus(BusContract):
         assert events["event_id"].to_pylist()[:20] == ["e"] * 20
         assert [error is None for error in errors] == [True] * 20 + [False]
 
+    def test_no_record_was_appended_after_it_was_read(self, settings):
+        """A topic that others made takes the producer's word for the time."""
+        with KafkaAdminClient(bootstrap_servers=servers(settings)) as admin:
+            configs = {"message.timestamp.type": "CreateTime"}
+            made = {"num_partitions": 3, "replication_factor": 1, "configs": configs}
+            admin.create_topics({settings.topic: made})
+            admin.wait_for_topics([settings.topic])
+        bus = open_bus(settings)
+        producer = KafkaProducer(bootstrap_servers=servers(settings))
+        now = int(time.time() * 1000)
+        for at in (now - 10_000, now + 1_800_000):
+            producer.send(settings.topic, b"{}", partition=0, timestamp_ms=at).get(5)
+        producer.close()
+        old, ahead = bus.read(0, start=0, limit=10).append_time_ms.tolist()
+        bus.close()
+        assert old == now - 10_000
+        assert now <= ahead <= int(time.time() * 1000)
+
     def test_markers_of_transactions_are_passed_over(self, bus, settings):
         producer = KafkaProducer(bootstrap_servers=servers(settings), transactional_id=uuid.uuid4().hex)
         producer.init_transactions()

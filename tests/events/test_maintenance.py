@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import write_deltalake
 
@@ -13,7 +14,7 @@ from recsys.events import maintenance
 from recsys.events.codec import decode_events
 from recsys.events.delta import ARCHIVED, StoreTable
 from recsys.events.maintenance import archive, compact, vacuum
-from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
+from recsys.events.schema import EVENT_SCHEMA, STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
 
 
@@ -104,34 +105,28 @@ def test_compaction_meets_other_commits_and_tries_again(tmp_path, monkeypatch):
     done = []
     compacting = maintenance._compact
 
-    def interrupted(place, table, target_bytes):
-        if not done and place is store.rejected:
-            done.append(place)
-            table = place.open()
-            store.replace_rejected(REJECTED_SCHEMA.empty_table(), at_version=store.rejected_version())
-        return compacting(place, table, target_bytes)
+    def interrupted(part, table, target_bytes):
+        if not done and part is store.rejected:
+            done.append(part)
+            table = part.open()
+            store.rejected.rewrite(table, lambda rows: rows.slice(0, 0), where=pc.scalar(True))
+        return compacting(part, table, target_bytes)
 
     monkeypatch.setattr(maintenance, "_compact", interrupted)
     assert compact(store).files_after == 1
     assert (offsets_of(store), len(store.read_rejected())) == ([0, 1, 2], 0)
 
 
-def test_replacing_rejected_events_does_not_pass_a_compaction(tmp_path, monkeypatch):
-    """Delta lets an overwrite pass a compaction: what it was to replace would come back."""
+def test_a_rewrite_does_not_pass_a_compaction(tmp_path):
+    """Else what it was to take away would come back."""
     store = EventStore(tmp_path)
     for offset in range(3):
         store.append(rows([offset]), rejected=refused([10 + offset]))
-    opened = StoreTable.open
-
-    def interrupted(self, version=None):
-        table = opened(self, version)
-        if self is store.rejected:
-            opened(self).optimize.compact()
-        return table
-
-    monkeypatch.setattr(StoreTable, "open", interrupted)
-    with pytest.raises(UnavailableError, match="another writer committed"):
-        store.replace_rejected(refused([99]), at_version=2)
+    table = store.rejected.open()
+    store.rejected.open().optimize.compact()
+    with pytest.raises(UnavailableError, match="was compacted"):
+        store.rejected.rewrite(table, lambda rows: rows.slice(0, 0), where=pc.scalar(True))
+    assert len(store.read_rejected()) == 3
 
 
 def test_vacuum_leaves_what_is_about_to_be_committed(tmp_path):

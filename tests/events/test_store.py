@@ -1,14 +1,17 @@
 import threading
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import write_deltalake
 
-from recsys.errors import DataError, UnavailableError
+from recsys.errors import DataError, SettingsError, UnavailableError
 from recsys.events import delta
 from recsys.events import store as store_module
 from recsys.events.codec import decode_events
+from recsys.events.maintenance import archive
 from recsys.events.schema import EVENT_SCHEMA, REJECTED_SCHEMA, STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
 
@@ -61,7 +64,7 @@ def offsets_of(table):
 def test_what_was_appended_is_read_by_arrow_and_duckdb(tmp_path):
     store = EventStore(tmp_path / "events")
     appended = store.append(stored(), rejected=refused(start=2))
-    assert (appended.stored, appended.rejected, appended.version, store.count()) == (2, 1, 0, 2)
+    assert (appended.stored, store.version(), store.count()) == (2, 0, 2)
     read = store.read()
     assert read.schema.equals(EVENT_SCHEMA)
     assert read.sort_by("event_id").to_pylist() == decode_events(BODIES).to_pylist()
@@ -106,10 +109,10 @@ def test_after_a_crash_between_the_two_commits_what_is_held_is_left_out_row_by_r
     store.append(numbered([0]), offsets={0: (0, 1)})
     commit = EventStore._commit
 
-    def crashing(self, place, *arguments, **options):
-        if place is self.events:
+    def crashing(self, table, *arguments, **options):
+        if table is self.events:
             raise KeyboardInterrupt
-        return commit(self, place, *arguments, **options)
+        return commit(self, table, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(EventStore, "_commit", crashing)
@@ -126,12 +129,8 @@ def test_after_a_crash_between_the_two_commits_what_is_held_is_left_out_row_by_r
 
 def test_an_absent_store_says_what_to_do(tmp_path):
     store = EventStore(tmp_path / "nothing")
-    assert (store.count(), store.version(), store.rejected_version(), len(store.read_rejected())) == (
-        0,
-        -1,
-        -1,
-        0,
-    )
+    assert (store.count(), store.version(), len(store.read_rejected())) == (0, -1, 0)
+    assert (store.committed("events", 2), store.marks(["a"])) == ({}, {})
     assert len(store.erased()) == 0
     with pytest.raises(DataError, match="run `recsys ingest` first"):
         store.read()
@@ -193,35 +192,63 @@ def test_committers_at_once_lose_and_double_nothing(tmp_path):
 
 
 def test_other_commits_in_between_are_no_conflict_for_a_committer(tmp_path, monkeypatch):
-    """Rejected events are tried again while ingestion runs: the commit is made again on top."""
+    """An erasure, or rejected events that are tried again: the commit is made again on top."""
     store = EventStore(tmp_path)
     store.append(numbered([0]), rejected=refused(start=1), offsets={0: (0, 2)})
-    commit, retried = EventStore._commit, []
+    commit, done = EventStore._commit, []
 
-    def interrupted(self, place, *arguments, **options):
-        if not retried:
-            retried.append(self.rejected_version())
-            self.replace_rejected(REJECTED_SCHEMA.empty_table(), at_version=retried[0])
-        return commit(self, place, *arguments, **options)
+    def interrupted(self, table, *arguments, **options):
+        if not done:
+            done.append(self.rejected.fence())
+            self.rejected.rewrite(done[0], lambda rows: rows.slice(0, 0), where=pc.scalar(True))
+        return commit(self, table, *arguments, **options)
 
     monkeypatch.setattr(EventStore, "_commit", interrupted)
     store.append(numbered([2]), rejected=refused(start=3), offsets={0: (2, 4)})
     assert offsets_of(store.read(columns=["offset"])) == [0, 2]
     assert offsets_of(store.read_rejected()) == [3]
-    assert (store.committed("events", 1), store.rejected_version()) == ({0: 4}, 2)
+    assert store.committed("events", 1) == {0: 4}
 
 
-def test_replaced_rejected_events_keep_the_offsets_and_conflict_when_stale(tmp_path):
+def test_marks_move_with_the_events_and_only_grow(tmp_path):
     store = EventStore(tmp_path)
-    store.append(numbered([0]), rejected=refused(bodies=[REFUSED] * 2, start=1), offsets={0: (0, 3)})
-    version = store.rejected_version()
-    kept = store.read_rejected().slice(0, 1)
-    assert store.replace_rejected(kept, at_version=version) == store.rejected_version()
-    assert store.read_rejected().to_pylist() == kept.to_pylist()
-    with pytest.raises(UnavailableError, match="version 1 is not 0"):
-        store.replace_rejected(kept, at_version=version)
-    store.append(numbered([3]), offsets={0: (3, 4)})
-    assert store.rejected.open().transaction_version("events/0") == 4
+    begin, time = "events/0/begin", "events/0/time"
+    store.append(numbered([0]), offsets={0: (0, 1)}, marks={begin: 0, time: 7})
+    assert store.marks([begin, time, "events/1/time"]) == {begin: 0, time: 7}
+    store.append(numbered([1]), rejected=refused(start=2), offsets={0: (1, 3)}, marks={time: 9})
+    store.append(numbered([3]), offsets={0: (3, 4)}, marks={time: 8})
+    assert store.marks([begin, time]) == {begin: 0, time: 9}
+    assert store.rejected.open().transaction_version(time) == 9
+    assert store.committed("events", 1) == {0: 4}
+
+
+def test_a_store_takes_one_topic(tmp_path):
+    """Rows are told apart by partition and offset: those of two topics would be the same."""
+    store = EventStore(tmp_path)
+    store.append(stored(partition=None))
+    store.append(numbered([0]), offsets={0: (0, 1)})  # files are no topic
+    with pytest.raises(SettingsError, match=r"another topic than 'other' \(partition 0\).*store\.uri"):
+        store.append(numbered([0]), offsets={0: (0, 1)}, topic="other")
+    store.append(STORED_SCHEMA.empty_table(), rejected=refused(partition=1, start=0), offsets={1: (0, 1)})
+    with pytest.raises(SettingsError, match="partition 1"):
+        store.append(numbered([0], partition=1), offsets={1: (0, 1)}, topic="other")
+    assert store.committed("other", 2) == {}
+    assert (store.count(), len(store.read_rejected())) == (3, 1)
+
+
+def test_what_was_added_after_a_version_is_read_alone(tmp_path):
+    store = EventStore(tmp_path)
+    store.append(numbered([0, 1]), offsets={0: (0, 2)})
+    store.append(numbered([2]), offsets={0: (2, 3)})
+    archive(store, before=date(2026, 2, 1))
+
+    def added(version, after):
+        opened = [None if v is None else store.events.open(v) for v in (version, after)]
+        return offsets_of(store.read_added(opened[0], after=opened[1], columns=["offset"]))
+
+    assert (added(1, None), added(1, 0), added(1, 1)) == ([0, 1, 2], [2], [])
+    now = store.version()
+    assert (added(now, 1), added(now, now)) == ([0, 1, 2], [])  # archived: at another place
 
 
 @pytest.mark.parametrize("micros", [-(2**62), -1, 0, 2**62, None])
@@ -248,9 +275,9 @@ def test_tables_made_before_a_column_was_added_are_read_and_appended_to(tmp_path
     """As work directories were made before events kept their place on the bus."""
     events = decode_events(BODIES)
     month = pa.array(["2026-01", "2026-02"])
-    cases = events.append_column("reason", pa.array(["missing_item"] * 2))
+    rejected = events.append_column("reason", pa.array(["missing_item"] * 2))
     write_deltalake(tmp_path / "events", events.append_column("month", month), partition_by=["month"])
-    write_deltalake(tmp_path / "rejected", cases.append_column("month", month), partition_by=["month"])
+    write_deltalake(tmp_path / "rejected", rejected.append_column("month", month), partition_by=["month"])
     store = EventStore(tmp_path, partition_by="day")
     assert store.read().sort_by("event_id").to_pylist() == events.to_pylist()
     assert store.read(columns=["offset"])["offset"].null_count == 2

@@ -96,6 +96,8 @@ def test_events_live_in_s3(options, request):
     store.append(rows([3], "2026-02"), offsets={0: (3, 4)})
     assert store.committed("events", 1) == {0: 4}
     assert offsets_of(store.read(columns=["offset"])) == [0, 1, 3]
+    earlier, now = store.events.open(0), store.events.open()
+    assert offsets_of(store.read_added(now, after=earlier, columns=["offset"])) == [3]
     assert offsets_of(store.read_rejected(columns=["offset"])) == [2]
     assert archive(store, before=date(2026, 2, 1)) == 2
     assert compact(store).files_after == 3

@@ -6,11 +6,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import fastavro
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.errors import SettingsError, UnavailableError
 from recsys.events.codec import decode_events
 from recsys.events.schema import CONTEXT, EVENT_SCHEMA
-from recsys.events.wire import FRAME, Decoder, encode, event_schema, frame_of
+from recsys.events.wire import Decoder, encode
+from recsys.events.writer_schemas import FRAME, event_schema, frame_of
 
 FULL = {
     "event_id": "e",
@@ -43,6 +46,29 @@ def test_what_is_encoded_is_decoded():
     assert read.equals(events)
     assert read["attributes"].to_pylist() == events["attributes"].to_pylist()
     assert Decoder()([])[0].equals(EVENT_SCHEMA.empty_table())
+
+
+def test_the_avro_is_that_of_another_library():
+    """By way of columns and of rows the same bytes; also of a slice, and of what hides beneath a null."""
+    bodies = [*BODIES, {"value": -0.0, "quantity": -(2**31)}, {"quantity": 2**31 - 1, "item_id": "ü" * 9000}]
+    events = decode_events(bodies * 3)
+    hidden = pa.StructArray.from_arrays(
+        [
+            pa.array(["x"] * 21, f.type) if f.type == pa.string() else pa.array([1] * 21, f.type)
+            for f in CONTEXT
+        ],
+        fields=list(CONTEXT),
+        mask=pa.array([n % 2 == 0 for n in range(21)]),
+    )
+    index = EVENT_SCHEMA.get_field_index("context")
+    hiding = events.set_column(index, EVENT_SCHEMA.field(index), hidden)
+    for table in (events, events.slice(3, 9), hiding, hiding.slice(5), pa.concat_tables([events, hiding])):
+        rows = table.set_column(4, "timestamp", table["timestamp"].cast(pa.int64())).to_pylist()
+        for row in rows:
+            if row["attributes"] is not None:
+                row["attributes"] = [{"key": key, "value": value} for key, value in row["attributes"]]
+        assert encode(table) == [written(event_schema(), row) for row in rows]
+    assert encode(events.slice(0, 0)) == []
 
 
 def test_the_schema_file_is_the_contract():
@@ -125,14 +151,26 @@ class Registry(BaseHTTPRequestHandler):
     """A schema registry's one route that readers use."""
 
     def do_GET(self):
-        known = self.path == "/schemas/ids/7"
-        content = json.dumps({"schema": json.dumps(FOREIGN)} if known else {"error_code": 40403}).encode()
-        self.send_response(200 if known else 404)
+        number = int(self.path.removeprefix("/schemas/ids/"))
+        status, answer = self.server.answers.get(number, (404, {"error_code": 40403}))
+        content = json.dumps(answer).encode()
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(content)
+        self.server.asked.append(self.path)
 
     def log_message(self, *_):
         pass
+
+
+@pytest.fixture
+def registry():
+    server = HTTPServer(("127.0.0.1", 0), Registry)
+    server.answers, server.asked = {7: (200, {"schema": json.dumps(FOREIGN)})}, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 FOREIGN = {
@@ -162,7 +200,7 @@ def framed_by_id(number: int) -> bytes:
     return b"\x00" + number.to_bytes(4, "big") + written(FOREIGN, CLICK)[10:]
 
 
-def test_a_schema_registry_and_a_folder_give_schemas_by_id(tmp_path):
+def test_a_schema_registry_and_a_folder_give_schemas_by_id(tmp_path, registry):
     expected = decode_events(
         [
             {
@@ -174,19 +212,152 @@ def test_a_schema_registry_and_a_folder_give_schemas_by_id(tmp_path):
             }
         ]
     )
-    server = HTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    url = f"http://127.0.0.1:{registry.server_port}"
     (tmp_path / "7.avsc").write_text(json.dumps(FOREIGN))
     for schemas in (url, str(tmp_path)):
         events, errors = Decoder(schemas)([framed_by_id(7), framed_by_id(8)])
         assert errors[0] is None
         assert "no schema has the id 8" in errors[1]
         assert events.slice(0, 1).equals(expected)
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(UnavailableError, match="gives no schema"):
-        Decoder(url)([framed_by_id(7)])
+
+
+UNUSABLE = {
+    20: {"schema": 'syntax = "proto3"; message Click {}', "schemaType": "PROTOBUF"},
+    21: {"schema": '{"type": "object", "properties": {}}', "schemaType": "JSON"},
+    22: {"schema": '{"type": "string"}', "schemaType": "JSON"},
+    23: {
+        "schema": json.dumps(FOREIGN | {"fields": [{"name": "user", "type": "com.shop.User"}]}),
+        "references": [],
+    },
+    24: {"schema": '{"type": "record", "name": "A"}'},
+    25: {"schema": '{"type": "record", "name": "A-b", "fields": []}'},
+    26: {"schema": "7"},
+    27: {"schema": None},
+    28: {},
+    29: "a page to log in",
+}
+
+
+def test_what_a_registry_gives_and_is_no_schema_makes_records_malformed(registry):
+    registry.answers |= {number: (200, answer) for number, answer in UNUSABLE.items()}
+    decoder = Decoder(f"http://127.0.0.1:{registry.server_port}")
+    bodies = [framed_by_id(number) for number in UNUSABLE]
+    events, errors = decoder([*bodies, framed_by_id(7)])
+    assert [error is None for error in errors] == [*[False] * len(UNUSABLE), True]
+    assert events["user_id"].to_pylist() == [*[None] * len(UNUSABLE), "u"]
+
+
+def test_a_registry_is_asked_once(registry):
+    """In a batch for what it does not have, for ever for what it has."""
+    decoder = Decoder(f"http://127.0.0.1:{registry.server_port}/")
+    for _ in range(2):
+        decoder([framed_by_id(number) for number in (7, 8, 7, 8, 8)])
+    assert sorted(registry.asked) == ["/schemas/ids/7", "/schemas/ids/8", "/schemas/ids/8"]
+    registry.answers[8] = registry.answers[7]
+    assert decoder([framed_by_id(8)])[1] == [None]
+
+
+def test_a_registry_that_does_not_answer_is_no_fault_of_the_records(registry):
+    url = f"http://me:secret@127.0.0.1:{registry.server_port}"
+    for status in (301, 401, 403, 500, 503):
+        registry.answers[9] = (status, {})
+        with pytest.raises(UnavailableError, match=rf"http://\*\*\*@127.* gives no schema \(HTTP {status}"):
+            Decoder(url)([framed_by_id(9)])
+    for wrong in ("http://me:secret@127.0.0.1:1", "ftp://me:secret@host", "http://me:sec/ret@host"):
+        with pytest.raises(UnavailableError, match="gives no schema") as told:
+            Decoder(wrong)([framed_by_id(9)])
+        assert "secret" not in str(told.value)
+    assert "secret" not in Decoder(url)([framed_by_id(8)])[1][0]
+
+
+def mixed_bodies():
+    """Good ones, broken ones, and ones that make each other look good or broken."""
+    frame, field = frame_of(event_schema()), EVENT_SCHEMA.field("attributes")
+    twice = pa.array([[("a", "1"), ("a", "2")]], field.type)
+    times = [0, -1, 2**62, -(2**62), 253_402_300_800_000_000, -62_135_596_800_000_001]
+    ours = st.sampled_from(encode(decode_events(BODIES)))
+    others = st.sampled_from(
+        [written(NEWER, FULL_ROW), written(FOREIGN, CLICK), framed_by_id(7), framed_by_id(8)]
+    )
+    texts = [json.dumps(body) for body in (*BODIES, {"user_id": 7}, {"user_id": "u", "price": 1}, 3)]
+    special = [
+        *(written(event_schema(), {"timestamp": time}) for time in times),
+        encode(decode_events([FULL]).set_column(10, field, [twice]))[0],
+        *(frame, frame + b"\x00\x02\x14"),  # as if it went on in the next, and ended where that one should
+        *(text.encode() for text in texts),
+    ]
+    some, few, place = ours | others, st.binary(max_size=2), st.integers(0, 60)
+    return st.one_of(
+        ours,
+        others,
+        st.sampled_from(special),
+        st.binary(max_size=12),
+        st.builds(lambda body, more: body + more, some, st.binary(min_size=1, max_size=20) | ours),
+        st.builds(lambda body, cut: body[: 5 + cut], some, place),
+        st.builds(lambda body, at, by: body[:at] + by + body[at + 1 :], some, place, few),
+    )
+
+
+FULL_ROW = {"event_id": "e", "user_id": "u", "channel": "app", "context": {"position": 1}, "timestamp": 5}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(mixed_bodies(), max_size=12))
+def test_what_becomes_of_a_body_does_not_depend_on_the_others(folder, bodies):
+    decoder = Decoder(str(folder))
+    events, errors = decoder(bodies)
+    assert events.schema.equals(EVENT_SCHEMA)
+    alone = [decoder([body]) for body in bodies]
+    assert errors == [error for _, (error,) in alone]
+    assert repr(events.to_pylist()) == repr([row for event, _ in alone for row in event.to_pylist()])  # NaN
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("schemas")
+    (folder / "7.avsc").write_text(json.dumps(FOREIGN))
+    (folder / "newer.avsc").write_text(json.dumps(NEWER))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (encode(decode_events([FULL]))[0] + b"x", "not exactly one event"),
+        (encode(decode_events([FULL]))[0] * 2, "not exactly one event"),
+        (encode(decode_events([{"user_id": "abc"}]))[0].replace(b"abc", b"a\xffc"), "not exactly one event"),
+    ],
+)
+def test_a_broken_record_of_ours_is_told_wherever_it_stands(body, told):
+    good = encode(decode_events([FULL]))[0]
+    for place in range(3):
+        bodies = [good, good]
+        bodies.insert(place, body)
+        events, errors = Decoder()(bodies)
+        assert [error is None for error in errors] == [place != n for n in range(3)]
+        assert errors[place].startswith(told)
+        assert events["user_id"].null_count == 1
+
+
+def test_what_others_know_beyond_us_is_dropped_from_json_as_from_avro():
+    body = json.dumps(FULL | {"price": 1, "context": FULL["context"] | {"app": {"version": 3}}}).encode()
+    events, errors = Decoder()([body])
+    assert errors == [None]
+    assert events.equals(decode_events([FULL]))
+    assert "unknown field 'price'" in Decoder(strict=True)([body])[1][0]
+
+
+def test_one_broken_record_costs_few_parses(monkeypatch):
+    good = encode(decode_events([FULL]))[0]
+    decoder, parses = Decoder(), []
+    at_once = decoder._at_once
+    monkeypatch.setattr(decoder, "_at_once", lambda bodies: (parses.append(len(bodies)), at_once(bodies))[1])
+    bodies = [good] * 20_000
+    bodies[1234] += b"x"
+    events, errors = decoder(bodies)
+    assert [n for n, error in enumerate(errors) if error] == [1234]
+    assert events["user_id"].null_count == 1
+    assert len(parses) < 35
 
 
 def test_json_of_others_and_broken_records_keep_their_place():

@@ -134,7 +134,7 @@ def test_a_change_that_raced_with_another_writer_is_made_again(redis_url, redis_
     rival = OnlineStore(connect(redis_url), namespace="r")
     seen = []
 
-    def update(users: OnlineUsers, offset: int):
+    def update(users: OnlineUsers, offset: int, erased_ms: np.ndarray):
         seen.append((int(users.birth_year[0]), offset))
         if len(seen) == 1:
             rival.put(["a"], histories=Histories.empty(1), as_of=7, birth_year=np.array([5]))
@@ -146,6 +146,21 @@ def test_a_change_that_raced_with_another_writer_is_made_again(redis_url, redis_
     assert store.get(["a"], now=0).birth_year.tolist() == [6]
     assert store.applied_offset("events", 0) == 9
     assert store.applied_offset("events", 1) == 0
+
+
+def test_an_erasure_is_noted_and_deletes(redis_url, redis_client):
+    store = OnlineStore(redis_client, namespace="r")
+    store.put(["a", "b"], histories=Histories.empty(2), as_of=7)
+    assert store.forget([], at_ms=4) == 0
+    assert store.forget(["a", "nobody"], at_ms=5) == 1
+    assert store.forget(["nobody"], at_ms=6) == 0
+    assert store.get(["a", "b"], now=0).known.tolist() == [False, True]
+    seen = []
+    store.change(["a", "b", "nobody"], topic="t", partition=0, update=lambda *given: seen.append(given[2]))
+    assert seen[0].tolist() == [5, 0, 6]
+    other = OnlineStore(redis_client, namespace="other")
+    other.change(["a"], topic="t", partition=0, update=lambda *given: seen.append(given[2]))
+    assert seen[1].tolist() == [0]
 
 
 def test_a_lost_redis_is_named(tmp_path):

@@ -20,6 +20,8 @@ from recsys.features.streaming import Applied, apply_events, follow
 from recsys.types import Histories
 from tests.kafka_server import need_kafka, new_kafka
 
+COUNTED = ("purchase", "rating")
+
 
 def rows_of(ids) -> np.ndarray:
     return np.array([int(i[1:]) if i.startswith("i") else -1 for i in ids.to_pylist()], np.int32)
@@ -63,7 +65,22 @@ def batch_of(events, *, append_ms: int = 1_790_000_000_000) -> Batch:
 
 def apply(store: OnlineStore, batch: Batch, seen: SeenEvents | None = None) -> Applied:
     seen = SeenEvents(horizon_ms=3_600_000) if seen is None else seen
-    return apply_events(store, batch, topic="events", rows_of=rows_of, seen=seen)
+    return apply_events(store, batch, topic="events", rows_of=rows_of, seen=seen, event_types=COUNTED)
+
+
+def follow_on(bus: Bus, store: OnlineStore, **changed) -> None:
+    """`follow` from the store's offsets until the store has caught up."""
+    arguments = {
+        "partitions": range(bus.partitions),
+        "rows_of": rows_of,
+        "stop": lambda: caught_up(bus, store),
+        "event_types": COUNTED,
+        "decoder": Decoder(),
+        "validation": DEFAULT_SETTINGS,
+        "horizon_s": 3600.0,
+        "block_ms": 20,
+    }
+    follow(bus, store, **arguments | changed)
 
 
 def caught_up(bus: Bus, store: OnlineStore) -> bool:
@@ -178,16 +195,7 @@ def test_what_was_sent_again_is_known_after_a_restart(bus_of, redis_client, hori
     for _ in range(2):
         bus.publish(decode_events([body]))
         time.sleep(0.01)  # later by the clock of the bus
-        follow(
-            bus,
-            store,
-            partitions=[0],
-            rows_of=rows_of,
-            stop=lambda: caught_up(bus, store),
-            horizon_s=horizon_s,
-            on_applied=lambda batch, applied: totals.append(applied),
-            block_ms=20,
-        )
+        follow_on(bus, store, horizon_s=horizon_s, on_applied=lambda batch, applied: totals.append(applied))
     assert [a.duplicate for a in totals] == [0, 2 - times]
     assert store.get([body["user_id"]], now=0).histories.counts.tolist() == [times]
 
@@ -207,14 +215,8 @@ def test_a_follower_that_dies_loses_nothing_and_repeats_nothing(redis_url, bus_o
     def run(stop):
         while not stop.is_set():
             try:
-                follow(
-                    bus_of(2),
-                    OnlineStore(connect(redis_url), namespace="r"),
-                    partitions=[0, 1],
-                    rows_of=dies,
-                    stop=stop.is_set,
-                    block_ms=20,
-                )
+                own = OnlineStore(connect(redis_url), namespace="r")
+                follow_on(bus_of(2), own, rows_of=dies, stop=stop.is_set)
             except RuntimeError:
                 continue
 
@@ -243,18 +245,60 @@ def test_kafka_is_followed_alike(tmp_path, redis_client):
         for sent in (events, events.slice(100), events):  # a follower of its own each time
             bus = open_bus(BusSettings(kafka.url, partitions=2))
             bus.publish(sent)
-            follow(
-                bus,
-                store,
-                partitions=[0, 1],
-                rows_of=rows_of,
-                stop=lambda bus=bus: caught_up(bus, store),
-                on_applied=lambda batch, applied: totals.append(applied),
-            )
+            follow_on(bus, store, on_applied=lambda batch, applied: totals.append(applied))
             bus.close()
     assert sum(applied.duplicate for applied in totals) == 300
     assert sum(applied.repeated for applied in totals) == 0
     assert_store_equals_log(store, events)
+
+
+def purchase(user: str, appended_ms: int, *, happened_s: int | None = None) -> dict:
+    at = np.datetime64(appended_ms if happened_s is None else 1000 * happened_s, "ms")
+    body = {"event_id": f"{user}-{at}", "user_id": user, "item_id": "i1", "event_type": "purchase"}
+    return body | {"order_id": str(at), "value": 1.0, "timestamp": f"{at}Z"}
+
+
+def test_a_lagging_follower_does_not_bring_back_who_was_erased(redis_client):
+    """It wrote their history anew from the bus, after both stores had forgotten them."""
+    store = OnlineStore(redis_client, namespace="r")
+    at = 1_767_225_600_500
+    assert store.forget(["gone", "unknown"], at_ms=at) == 0
+    appended = [at - 1000, at, at + 1, at + 2000, at + 2001]
+    sent = [purchase("gone", ms) for ms in appended]
+    sent[3] = purchase("gone", at + 2000, happened_s=1)  # taken after the erasure, but it happened before
+    sent[4] = purchase("other", at + 2001, happened_s=1)
+    records = Records(0, np.arange(5), np.array(appended), encode(decode_events(sent)), 5)
+    batch = judged(records, 0)
+    assert apply(store, batch) == Applied(events=2, erased=3, users=2)
+    assert store.get(["gone", "other"], now=0).histories.counts.tolist() == [1, 1]
+    assert apply(store, batch) == Applied(repeated=5)
+    named = b"".join(redis_client.dump(key) for key in redis_client.scan_iter("recsys:r:erased"))
+    assert named
+    assert b"gone" not in named  # a hash of them stays
+
+
+def test_an_erasure_between_the_read_and_the_write_is_heeded(redis_url, redis_client):
+    """Of a user who has no key yet there is nothing but the note of the erasure to watch."""
+    store = OnlineStore(redis_client, namespace="r")
+    rival = OnlineStore(connect(redis_url), namespace="r")
+    events = decode_events([purchase("gone", 1_767_225_600_000)])
+    reads = []
+
+    class Racing(OnlineStore):
+        def change(self, user_ids, *, topic, partition, update):
+            def raced(*given):
+                reads.append(given)
+                if len(reads) == 1:
+                    rival.forget(["gone"], at_ms=1_790_000_000_001)
+                return update(*given)
+
+            return super().change(user_ids, topic=topic, partition=partition, update=raced)
+
+    applied = apply(Racing(redis_client, namespace="r"), batch_of(events))
+    assert len(reads) == 2
+    assert applied == Applied(erased=1)
+    assert not store.get(["gone"], now=0).known.any()
+    assert store.applied_offset("events", 0) == 1
 
 
 def test_as_of_is_the_moment_after_the_newest_event(redis_client):
@@ -279,7 +323,7 @@ def test_a_bus_that_lost_its_events_is_noticed(bus_of, redis_client):
         flushed.set()
 
     with pytest.raises(UnavailableError, match="somebody emptied it"):
-        follow(bus, store, partitions=[0], rows_of=rows_of, stop=lambda: False, on_applied=flush, block_ms=20)
+        follow_on(bus, store, stop=lambda: False, on_applied=flush)
     assert flushed.is_set()
 
 
@@ -288,12 +332,12 @@ def test_a_start_says_what_the_bus_lacks_and_how_to_go_on(tmp_path, bus_of, redi
     events = decode_events(bodies(np.random.default_rng(13), 20))
     bus.publish(events)
 
-    def start(message: str) -> None:
+    def refused(message: str) -> None:
         with pytest.raises(DataError, match=f"{message}.* python -m jobs.build_features"):
-            follow(bus, store, partitions=[0], rows_of=rows_of, stop=lambda: True)
+            follow_on(bus, store)
 
     store.start_at("events", {0: 21})
-    start("applied, but the bus now ends at 20")
+    refused("holds offsets 0 to 20, not 21: somebody emptied it")
     with start_redis(tmp_path) as server:
         trimmed = open_bus(BusSettings(server.url, partitions=1, retention_hours=1e-9))
         trimmed.publish(events)
@@ -304,7 +348,10 @@ def test_a_start_says_what_the_bus_lacks_and_how_to_go_on(tmp_path, bus_of, redi
         begin = bus.begin_offsets()[0]
         assert begin > 2
         store.start_at("events", {0: 2})
-        start(f"events 2 to {begin - 1} were dropped from the bus before they were applied")
+        end = bus.end_offsets()[0]
+        refused(f"holds offsets {begin} to {end}, not 2: what was trimmed is lost")
+    with pytest.raises(UnavailableError, match="does not answer"):  # not a lost event: it is waited for
+        follow_on(bus, store)
 
 
 def test_positions_are_noted_on_the_bus(bus_of, redis_client):
@@ -313,5 +360,5 @@ def test_positions_are_noted_on_the_bus(bus_of, redis_client):
     noted: list[tuple[str, dict[int, int]]] = []
     bus.note_positions = lambda reader, offsets: noted.append((reader, dict(offsets)))
     loops = iter(range(100))
-    follow(bus, store, partitions=[0, 1], rows_of=rows_of, stop=lambda: next(loops) >= 5, block_ms=5)
+    follow_on(bus, store, stop=lambda: next(loops) >= 5, block_ms=5)
     assert noted == [("features", bus.end_offsets())]  # once: the second is not over
