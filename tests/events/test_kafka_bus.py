@@ -1,3 +1,4 @@
+import random
 import threading
 import time
 import uuid
@@ -8,8 +9,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.partitioner import DefaultPartitioner
 
-from recsys.errors import SettingsError, UnavailableError
+from recsys.errors import DataError, SettingsError, UnavailableError
 from recsys.events.bus import BusSettings, open_bus
+from recsys.events.codec import decode_events
 from recsys.events.kafka_clients import client_settings
 from recsys.events.wire import Decoder
 from tests.contracts.bus import BusContract, read_all, some_events
@@ -74,6 +76,21 @@ class TestKafkaBus(BusContract):
         events, errors = Decoder()(records.bodies)
         assert events["event_id"].to_pylist()[:20] == ["e"] * 20
         assert [error is None for error in errors] == [True] * 20 + [False]
+
+    def test_an_event_that_the_server_finds_too_large_is_not_an_outage(self, settings):
+        """It was: the collector tried it again and again, and whoever waited behind it was refused."""
+        with KafkaAdminClient(bootstrap_servers=servers(settings)) as admin:
+            made = {"num_partitions": 3, "replication_factor": 1, "configs": {"max.message.bytes": "1000"}}
+            admin.create_topics({settings.topic: made})
+            admin.wait_for_topics([settings.topic])
+        bus = open_bus(settings)
+        large = decode_events(
+            [{"event_id": "e", "user_id": "u", "attributes": {"k": random.Random(1).randbytes(2000).hex()}}]
+        )
+        with pytest.raises(DataError, match="too large"):
+            bus.publish(large)
+        assert len(bus.publish(some_events(2)).offset) == 2
+        bus.close()
 
     def test_no_record_was_appended_after_it_was_read(self, settings):
         """A topic that others made takes the producer's word for the time."""
