@@ -29,7 +29,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from ray import serve
 
 from benchmarks.report import arguments, report
 from deployments.server import free_port, prepare, start
@@ -264,7 +263,7 @@ def collector(bus: BusSettings, folder: Path, *, seconds: float, clients: int = 
             else:
                 answer.read()
 
-    with start("laptop", settings=settings, release=release.uri, ray_ends_too=True):
+    with start("laptop", settings=settings, release=release.uri):
         threads = [threading.Thread(target=post, args=(n, settings.serving.port)) for n in range(clients)]
         for thread in threads:
             thread.start()
@@ -275,7 +274,6 @@ def collector(bus: BusSettings, folder: Path, *, seconds: float, clients: int = 
         done.set()
         for thread in threads:
             thread.join()
-        serve.shutdown()
     return rate
 
 
