@@ -1,7 +1,7 @@
 """Events over HTTP: decoded and judged by the functions that ingestion uses, then appended to the bus.
 
 One wrong event does not refuse its batch-mates: each is answered on its own, and accepted means that
-the bus has it for good. What concurrent requests bring is judged together and published together. While
+the bus acknowledged it. What concurrent requests bring is judged together and published together. While
 the bus does not answer, requests wait, a bounded number of events, and publishing is tried again; who
 waits too long or finds no room is refused (503). Some of a refused request may get on the bus all the
 same, so it is sent again with the same event ids: readers drop duplicates. An event without an id gets a

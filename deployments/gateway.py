@@ -209,7 +209,7 @@ class Gateway:
 
     @app.post("/v1/events", response_model=EventsAnswer, openapi_extra=EVENTS_BODY)
     async def post_events(self, request: Request) -> Response:
-        """One event or a list of up to 1,000. Accepted means that the bus has it for good.
+        """One event or a list of up to 1,000. Accepted means that the bus acknowledged it.
 
         503: send all again later, with the same event ids."""
         results = await self.collector.take(await request.body(), now=self.now())

@@ -62,7 +62,7 @@ class Bus(Protocol):
     partitions: int
 
     def publish(self, events: pa.Table) -> Published:
-        """Appends events (EVENT_SCHEMA, ids given) and returns when the bus has them for good.
+        """Appends events (EVENT_SCHEMA, ids given) and returns when the bus has acknowledged them.
 
         Raises DataError for an event without event or user id. After an UnavailableError some may have
         been taken: publish again, duplicates are dropped by event id.
