@@ -11,7 +11,7 @@ from recsys.index.shard import IndexSettings
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.releases.manifest import write_release
 from recsys.releases.parts import encode
-from recsys.settings import OnlineStore, Serving, Settings
+from recsys.settings import Collector, OnlineStore, Serving, Settings
 from tests.deployments.service import Service, put_users
 from tests.world import ITEMS, NOW, World, world
 
@@ -24,7 +24,11 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         write_release(folder / "artifacts", encode(parts, index=IndexSettings()), as_of=NOW, items=ITEMS)
         for parts in (made.parts, _other(made))
     )
-    settings = Settings(workdir=str(folder), serving=Serving(port=free_port(), clock=NOW, max_n=50))
+    settings = Settings(
+        workdir=str(folder),
+        serving=Serving(port=free_port(), clock=NOW, max_n=50),
+        collector=Collector(wait_s=15.0),  # a Redis that is slow on a busy machine is no outage
+    )
     with start("laptop", settings=settings, release=release.uri) as server:
         settings = replace(settings, online_store=OnlineStore(url=server.redis_url))
         service = Service(server, settings, made, release, other)
