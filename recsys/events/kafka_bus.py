@@ -68,12 +68,15 @@ class KafkaBus:
                     producer.send(self.topic, body, keys[row], partition=of_key[row])
                     for row, body in zip(rows, encode(events))
                 ]
-                producer.flush(producer.config["delivery_timeout_ms"] / 1000 + 1)
+            except kafka_errors.MessageSizeTooLargeError as error:
+                raise DataError(f"an event is too large for the bus: {_line(error)}") from error
+            producer.flush(producer.config["delivery_timeout_ms"] / 1000 + 1)
+            try:
                 offsets = [future.get(0).offset for future in sent]
-            except kafka_errors.MessageSizeTooLargeError as error:  # the client says so, or the server
+            except kafka_errors.MessageSizeTooLargeError as error:
                 with self._lock:  # a producer that the server has refused a record refuses all that follow
                     self._clients.pop(KafkaProducer, producer).close(timeout=0)
-                raise DataError(f"an event is too large for the bus: {_line(error)}") from error
+                raise DataError(f"an event is too large for the bus's server: {_line(error)}") from error
         return Published(np.array([of_key[row] for row in rows], np.int32), np.array(offsets, np.int64))
 
     def read(self, partition: int, *, start: int, limit: int) -> Records:
