@@ -6,6 +6,7 @@ there are no consumer groups. Bodies are bytes here; `wire` says what they mean.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,6 +99,12 @@ class Bus(Protocol):
 
     def close(self) -> None:
         """Gives connections back; what was published stays."""
+
+
+def tell_position(bus: Bus, reader: str, offsets: Mapping[int, int]) -> None:
+    """`bus.note_positions`, of which a failure is no matter: only tools look, and the next one tells."""
+    with suppress(UnavailableError):
+        bus.note_positions(reader, offsets)
 
 
 def ids_given(events: pa.Table) -> None:

@@ -19,7 +19,7 @@ import ray
 
 from recsys.errors import RecsysError, UnavailableError
 from recsys.events.batch import Batch, judge
-from recsys.events.bus import Bus, BusSettings, open_bus
+from recsys.events.bus import Bus, BusSettings, open_bus, tell_position
 from recsys.events.committer import READER, Committed, Committer, IngestCounts, IngestionSettings
 from recsys.events.store import EventStore
 from recsys.events.validation import ValidationSettings
@@ -162,8 +162,7 @@ class CommitterActor:
         committed = committer.commit()
         if committed is None:
             return
-        with contextlib.suppress(UnavailableError):  # for tools only
-            bus.note_positions(READER, committed.offsets)
+        tell_position(bus, READER, committed.offsets)
         self._note(
             counts=self.state.counts + committed.counts,
             commits=self.state.commits + 1,

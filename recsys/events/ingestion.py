@@ -5,7 +5,6 @@ into their order, hands them to the committer and commits as often as enough has
 does not grow with the range, and a run that was killed goes on from its last commit.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from recsys.errors import DataError, UnavailableError
 from recsys.events.batch import Batch, judge
-from recsys.events.bus import Bus, BusSettings, Records, open_bus
+from recsys.events.bus import Bus, BusSettings, Records, open_bus, tell_position
 from recsys.events.committer import READER, Committer, IngestCounts, IngestionSettings
 from recsys.events.schema import STORED_SCHEMA
 from recsys.events.store import EventStore
@@ -146,8 +145,7 @@ def _commit(committer: Committer, bus: Bus, reader: str | None) -> IngestCounts:
     if committed is None:
         return IngestCounts(0, 0, 0, {})
     if reader is not None:
-        with contextlib.suppress(UnavailableError):  # for tools only
-            bus.note_positions(reader, committed.offsets)
+        tell_position(bus, reader, committed.offsets)
     return committed.counts
 
 

@@ -9,7 +9,6 @@ which were sent again is found anew at a start, by reading back. No Ray here: an
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys.errors import DataError, UnavailableError
 from recsys.events.batch import Batch, judge
-from recsys.events.bus import Bus, Records, check_held
+from recsys.events.bus import Bus, Records, check_held, tell_position
 from recsys.events.duplicates import SeenEvents, identities
 from recsys.events.interactions import history_columns, history_order
 from recsys.events.validation import ValidationSettings
@@ -157,8 +156,7 @@ def follow(
             if on_applied:
                 on_applied(batch, applied)
         if offsets != noted and time.monotonic() - noted_at >= NOTE_S:
-            with suppress(UnavailableError):  # for tools only
-                bus.note_positions(READER, offsets)
+            tell_position(bus, READER, offsets)
             noted, noted_at = dict(offsets), time.monotonic()
 
 
