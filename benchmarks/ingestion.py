@@ -24,7 +24,6 @@ from typing import Any
 
 import fastavro
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -32,6 +31,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from benchmarks.report import arguments, report
 from deployments.server import free_port, prepare, start
+from recsys.cli.memory import family_kb
 from recsys.events.audit import audit
 from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.committer import IngestionSettings
@@ -170,15 +170,7 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.5):
-            own = psutil.Process()
-            total = 0
-            for process in [own, *own.children(recursive=True)]:
-                try:
-                    if "java" not in process.name():
-                        total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.samples.append(total / 1e6)
+            self.samples.append(family_kb(without="java") / 1024)  # the broker is not ours
 
     def at(self, share: float) -> float:
         """MB at this share of the time; the largest of the five samples around it."""

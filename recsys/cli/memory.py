@@ -35,9 +35,21 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(self._every_s):
-            own = psutil.Process()
-            family = [own, *own.children(recursive=True)]
-            self._peak_kb = max(self._peak_kb, sum(_pss_kb(process.pid) for process in family))
+            self._peak_kb = max(self._peak_kb, family_kb())
+
+
+def family_kb(*, without: str | None = None) -> int:
+    """Of this process and all that it started, in KiB; `without` those of this name."""
+    own = psutil.Process()
+    family = [own, *own.children(recursive=True)]
+    return sum(_pss_kb(process.pid) for process in family if _name(process) != without)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def _pss_kb(pid: int) -> int:
