@@ -30,12 +30,12 @@ from recsys.evaluation.windows import Windows, choose_windows
 from recsys.events.interactions import interactions_of
 from recsys.events.store import EventStore
 from recsys.features.text import text_category
+from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker
 from recsys.models.snapshot import Snapshot
 from recsys.pipeline.wiring import Parts
 from recsys.releases.registry import Registry
 from recsys.settings import Settings, load_experiments, load_rules
-from recsys.types import Interactions
 
 # (share done in 0 .. 1, what is being done)
 Progress = Callable[[float, str], None]

@@ -6,7 +6,8 @@
     ├── RequestError         a request can't be answered as asked: unknown scene, n out of range
     ├── UnavailableError     a server that recsys needs does not answer: Redis, the bus, Ray, a port
     ├── RuleError            a rule failed, so nothing that it guards may be shown
-    └── ReleaseError         a release is missing, incomplete or altered
+    ├── ReleaseError         a release is missing, incomplete or altered
+    └── CapacityError        the work would not fit into this machine's memory
 
 A message is one line: the value, the place, the remedy. The command line prints it without a
 traceback and exits with 2; the HTTP gateway turns it into one body shape.
@@ -45,6 +46,10 @@ class RuleError(RecsysError):
 
 class ReleaseError(RecsysError):
     code = "release"
+
+
+class CapacityError(RecsysError):
+    code = "capacity"
 
 
 def in_one_line(error: Exception) -> str | None:

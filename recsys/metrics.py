@@ -32,6 +32,24 @@ def ndcg_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
     return gain / ideal
 
 
+def precision_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
+    """Hits in the top k over k, float64 [B]; NaN where nothing is relevant."""
+    return np.where(relevant_counts > 0, hit[:, :k].sum(1) / k, np.nan)
+
+
+def hr_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
+    """Whether anything relevant is in the top k, float64 [B]; NaN where nothing is relevant. With one
+    relevant item each this is also what session papers call P@k."""
+    return np.where(relevant_counts > 0, hit[:, :k].any(1), np.nan)
+
+
+def mrr_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
+    """1 / place of the first hit in the top k, 0 without one, float64 [B]; NaN where nothing is relevant."""
+    top = hit[:, :k]
+    first = np.where(top.any(1), 1 / (1 + top.argmax(1)), 0.0) if top.shape[1] else np.zeros(len(hit))
+    return np.where(relevant_counts > 0, first, np.nan)
+
+
 def coverage_at(ranked: np.ndarray, items: int, k: int) -> float:
     """Share of the catalog of `items` that stands in somebody's top k."""
     shown = np.unique(ranked[:, :k])

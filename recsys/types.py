@@ -1,4 +1,4 @@
-"""The values that cross borders: interactions, histories, request batches, candidates, slates.
+"""The values that cross borders: histories, request batches, candidates, slates.
 
 Everything that has one entry per request, event or candidate is a numpy column; a ragged column is
 `offsets` plus `values`, and the entries of request r are `values[offsets[r]:offsets[r + 1]]`.
@@ -112,30 +112,6 @@ class Histories:
         """All users of `parts`, in order."""
         counts = np.concatenate([p.counts for p in parts])
         return cls(offsets_of(counts), *(np.concatenate([getattr(p, c) for p in parts]) for c in cls.COLUMNS))
-
-
-@dataclass(frozen=True, slots=True)
-class Interactions:
-    """The training log: the histories of all users, and who they are.
-
-    `histories` is sorted by user code, then time. Rows are item rows of the catalog.
-    """
-
-    user_ids: np.ndarray  # str objects [U]; position = user code
-    histories: Histories  # of all U users
-    items: int  # V: rows 0 .. V - 1 exist
-
-    def __len__(self) -> int:
-        return len(self.histories.item)
-
-    def before(self, now: int) -> "Interactions":
-        """Only what happened strictly before `now`; users stay, items first seen later lose their events."""
-        keep = self.histories.time < now
-        return Interactions(self.user_ids, self.histories.where(keep), self.items)
-
-    def below(self, items: int) -> "Interactions":
-        """Only the rows 0 .. items - 1, and what happened to them."""
-        return Interactions(self.user_ids, self.histories.where(self.histories.item < items), items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import polars as pl
 from recsys.experiments.assignment import Arm, Experiment, Experiments, Layer
 from recsys.features.text import hash_tokens
 from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
+from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker, RankerSettings
 from recsys.models.two_tower_settings import TwoTowerSettings, TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
@@ -23,7 +24,7 @@ from recsys.pipeline.wiring import Parts, PipelineSettings, recommender
 from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
 from recsys.training.snapshot import TableSettings, fit_snapshot
 from recsys.training.two_tower import train_two_tower
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.types import DAY, Histories, offsets_of
 
 USERS, ITEMS, CATEGORIES, DAYS = 120, 150, 6, 120
 START = 1_300_000_000 // DAY * DAY

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.errors import DataError
-from recsys.types import DAY, Interactions
+from recsys.interactions import Interactions
+from recsys.types import DAY
 
 ENOUGH_USERS = 50  # who have a past and come back, in every window
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.hashing import stable_hashes
-from recsys.types import Histories, Interactions, offsets_of
+from recsys.interactions import Interactions
+from recsys.types import Histories, offsets_of
 
 ORDER_SALT = "order"
 

@@ -6,7 +6,8 @@ Decides the one meaning of "history": events before `now`, never at it, at most 
 
 import numpy as np
 
-from recsys.types import Histories, Interactions, offsets_of, ragged_index
+from recsys.interactions import Interactions
+from recsys.types import Histories, offsets_of, ragged_index
 
 MAX_HISTORY = 2048  # events; the newest are kept
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.hashing import stable_hashes
+from recsys.interactions import Tokens
 from recsys.types import offsets_of
 
 TOKEN_SALT = "title-token"  # frozen: a release's token embeddings depend on it
@@ -31,14 +32,6 @@ _NOT_A_KIND = frozenset(
     little lovely pretty hanging travel colour color
     """.split()  # noqa: SIM905
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Hashed tokens of V titles; those of title i are id[offsets[i]:offsets[i + 1]]."""
-
-    offsets: np.ndarray  # int32 [V + 1]
-    id: np.ndarray  # int32 [T] in 0 .. buckets - 1
 
 
 @dataclass(frozen=True, slots=True)

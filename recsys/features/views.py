@@ -8,7 +8,8 @@ now - days <= time < now.
 
 import numpy as np
 
-from recsys.types import DAY, Histories, Interactions
+from recsys.interactions import Interactions
+from recsys.types import DAY, Histories
 
 USER_FEATURES = (
     "orders",  # distinct orders ever

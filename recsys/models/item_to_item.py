@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import linalg, sparse
 
+from recsys.interactions import Interactions
 from recsys.models.sparse_scores import history_matrix
-from recsys.types import Histories, Interactions
+from recsys.types import Histories
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.interactions import Interactions
 from recsys.models.sparse_scores import Proposals
-from recsys.types import DAY, Interactions, offsets_of
+from recsys.types import DAY, offsets_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ import numpy as np
 
 from recsys.features.cross import cross_features
 from recsys.features.histories import histories_at
+from recsys.interactions import Interactions
 from recsys.models.ranker import RankingRows
 from recsys.pipeline.hydration import Users
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.trace import Answer, Trace
-from recsys.types import Candidates, Histories, Interactions, RequestBatch, offsets_of
+from recsys.types import Candidates, Histories, RequestBatch, offsets_of
 
 BLOCK = 128  # requests that cross the path together
 

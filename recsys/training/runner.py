@@ -28,11 +28,11 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
 
 from recsys.errors import RecsysError, UnavailableError
-from recsys.features.text import Tokens
+from recsys.interactions import Interactions, Tokens
 from recsys.models.ranker import RankingRows
 from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
 from recsys.training.two_tower import train_two_tower
-from recsys.types import Interactions, offsets_of
+from recsys.types import offsets_of
 
 Arrays = Mapping[str, np.ndarray]
 # loop(data, done): `data` is read only (it lies in shared memory); `done` are the snapshots saved so far.

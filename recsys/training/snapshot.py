@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recsys.features.views import item_features
+from recsys.interactions import Interactions
 from recsys.models.item_to_item import BasketSettings, EaseSettings, baskets, ease
 from recsys.models.popularity import PopularitySettings, popularity
 from recsys.models.snapshot import Snapshot
 from recsys.models.two_tower_settings import TowerSnapshot
 from recsys.models.user_encoder import UserEncoder
-from recsys.types import Interactions
 
 
 @dataclass(frozen=True, slots=True)

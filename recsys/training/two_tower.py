@@ -14,11 +14,11 @@ import torch
 from torch import distributed
 
 from recsys.features.histories import histories_at
-from recsys.features.text import Tokens
 from recsys.features.views import USER_FEATURES, user_features
+from recsys.interactions import Interactions, Tokens
 from recsys.models.two_tower import TwoTower
 from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
-from recsys.types import DAY, Interactions, offsets_of, ragged_index
+from recsys.types import DAY, offsets_of, ragged_index
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ import pytest
 
 from recsys.errors import DataError
 from recsys.evaluation.windows import ENOUGH_USERS, Windows, choose_windows
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.interactions import Interactions
+from recsys.types import DAY, Histories, offsets_of
 
 DAY_0 = 1_300_000_000 // DAY * DAY
 

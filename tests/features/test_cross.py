@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from recsys.features.cross import FEATURES, SCORES, cross_features, rank_within
 from recsys.features.views import ITEM_FEATURES, USER_FEATURES, item_features, user_features
-from recsys.types import DAY, Candidates, Histories, Interactions, RequestBatch, offsets_of
+from recsys.interactions import Interactions
+from recsys.types import DAY, Candidates, Histories, RequestBatch, offsets_of
 
 NOW, ITEMS = 1_300_000_000, 9
 CATEGORY = np.array([0, 0, 1, 1, 2, 2, -1, -1, 0], np.int32)

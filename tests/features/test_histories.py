@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.features.histories import histories_at
-from recsys.types import Histories, Interactions, offsets_of
+from recsys.interactions import Interactions
+from recsys.types import Histories, offsets_of
 
 
 def random_log(seed: int) -> Interactions:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from recsys.features.histories import histories_at
 from recsys.features.views import ITEM_FEATURES, USER_FEATURES, item_features, user_features
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.interactions import Interactions
+from recsys.types import DAY, Histories, offsets_of
 
 NOW, ITEMS = 1_300_000_000, 7
 CATEGORY = np.array([0, 0, 1, 1, 2, -1, -1], np.int32)

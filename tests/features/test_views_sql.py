@@ -10,7 +10,8 @@ import pytest
 
 from recsys.features.histories import histories_at
 from recsys.features.views import ITEM_FEATURES, USER_FEATURES, item_features, user_features
-from recsys.types import DAY, Interactions
+from recsys.interactions import Interactions
+from recsys.types import DAY
 from tests import world as small
 
 CATEGORY = np.where(np.arange(small.ITEMS) % 17 == 0, -1, np.arange(small.ITEMS) % small.CATEGORIES).astype(

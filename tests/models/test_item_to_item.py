@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.interactions import Interactions
 from recsys.models.item_to_item import BasketSettings, EaseSettings, ItemTable, baskets, ease
-from recsys.types import Histories, Interactions, offsets_of
+from recsys.types import Histories, offsets_of
 
 
 def random_log(seed: int, *, users: int = 30, items: int = 12) -> Interactions:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from recsys.interactions import Interactions
 from recsys.models.popularity import PopularitySettings, popularity, propose_popular
-from recsys.types import DAY, Histories, Interactions
+from recsys.types import DAY, Histories
 
 NOW = 1_300_000_000
 

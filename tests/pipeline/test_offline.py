@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.features.text import hash_tokens
+from recsys.interactions import Interactions
 from recsys.models.ranker import RankingRows
 from recsys.models.two_tower import TwoTowerSettings
 from recsys.pipeline.offline import PointInTimeUsers, batch_of, label_candidates, relevant_items, replay
@@ -15,7 +16,7 @@ from recsys.pipeline.wiring import recommender
 from recsys.training.ranker import rows_to_keep
 from recsys.training.snapshot import TableSettings, fit_snapshot
 from recsys.training.two_tower import TwoTowerTraining, train_two_tower
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.types import DAY, Histories, offsets_of
 from tests.world import CATEGORIES, EARLIER, ITEMS, NOW, START, item_frame, shards, world
 
 CATEGORY = (np.arange(ITEMS) % CATEGORIES).astype(np.int32)

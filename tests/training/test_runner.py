@@ -19,11 +19,12 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from recsys.errors import DataError, RecsysError, UnavailableError
 from recsys.features.text import hash_tokens
+from recsys.interactions import Interactions
 from recsys.models.two_tower import TwoTowerSettings
 from recsys.training import runner
 from recsys.training.ranker import RankingRows
 from recsys.training.two_tower import TwoTowerTraining, train_two_tower
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.types import DAY, Histories, offsets_of
 
 
 @pytest.fixture(scope="module", autouse=True)

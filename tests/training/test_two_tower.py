@@ -10,10 +10,11 @@ from torch import distributed
 
 from recsys.features.text import hash_tokens
 from recsys.features.views import USER_FEATURES
+from recsys.interactions import Interactions
 from recsys.models.two_tower import TwoTowerSettings
 from recsys.models.user_encoder import UserEncoder
 from recsys.training.two_tower import TwoTowerTraining, order_examples, train_two_tower
-from recsys.types import DAY, Histories, Interactions, offsets_of
+from recsys.types import DAY, Histories, offsets_of
 
 START, ITEMS, GROUPS = 1_300_000_000, 24, 4
 SETTINGS = TwoTowerTraining(

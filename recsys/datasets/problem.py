@@ -1,0 +1,118 @@
+"""What an evaluation asks: a training log, and queries whose answers are known.
+
+Decides what a split may look like whatever it came from: a model sees `train` and the queries'
+histories; the targets are for the judge alone. Slices for choosing anything are cut from `train`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.interactions import Interactions, Queries
+from recsys.types import Histories, offsets_of, ragged_index
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """B queries, what each wanted, and what is not ranked for it. Ragged columns by their offsets."""
+
+    queries: Queries
+    target_offsets: np.ndarray  # int32 [B + 1]
+    target: np.ndarray  # int32 [R] item rows, distinct within a query
+    value: np.ndarray  # float32 [R] the value (rating) of each target; NaN = not given
+    masked_offsets: np.ndarray  # int32 [B + 1]
+    masked: np.ndarray  # int32 [Z] item rows that the ranking leaves out, such as those of training
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def target_counts(self) -> np.ndarray:
+        return np.diff(self.target_offsets)
+
+    def take(self, rows: np.ndarray) -> "Judged":
+        targets, masks = self.target_counts[rows], np.diff(self.masked_offsets)[rows]
+        wanted = ragged_index(self.target_offsets[rows], targets)
+        hidden = ragged_index(self.masked_offsets[rows], masks)
+        return Judged(
+            self.queries.take(rows),
+            offsets_of(targets),
+            self.target[wanted],
+            self.value[wanted],
+            offsets_of(masks),
+            self.masked[hidden],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    train: Interactions
+    test: Judged
+    validation: Judged | None = None  # given by the protocol, masked at test time and not trained on
+    metrics: tuple[str, ...] = ("recall", "ndcg")  # what the format is usually judged by
+    at: tuple[int, ...] = (20,)
+
+
+def judge_users(
+    train: Interactions,
+    *,
+    user: np.ndarray,
+    item: np.ndarray,
+    value: np.ndarray | None = None,
+    also_masked: tuple[np.ndarray, np.ndarray] | None = None,
+    mask: bool = True,
+) -> Judged:
+    """Users of `train`, each with their targets: pairs `user`, `item` [N]; who has none is no query.
+
+    A query knows the user's whole training history; what is in it is not ranked if `mask`, nor are the
+    pairs of `also_masked` (a validation split). A pair given twice is one target, with its last value.
+    """
+    value = np.full(len(user), np.nan, np.float32) if value is None else value
+    log = train.histories
+    key = user.astype(np.int64) * train.items + item
+    order = np.argsort(key, kind="stable")
+    last = np.append(np.diff(key[order]) != 0, True)[: len(order)]
+    rows = order[last]
+    asking, counts = np.unique(user[rows], return_counts=True)
+    histories = log.take(asking)
+    hidden = [asking.astype(np.int64)[:0] * train.items]
+    if mask:
+        hidden.append(asking[histories.request].astype(np.int64) * train.items + histories.item)
+    if also_masked is not None:
+        among = np.isin(also_masked[0], asking)
+        hidden.append(also_masked[0][among].astype(np.int64) * train.items + also_masked[1][among])
+    pairs = np.unique(np.concatenate(hidden))
+    place = np.searchsorted(asking, pairs // max(train.items, 1))
+    return Judged(
+        Queries(asking.astype(np.int64), histories, moment_after(histories)),
+        offsets_of(counts),
+        item[rows].astype(np.int32),
+        value[rows].astype(np.float32),
+        offsets_of(np.bincount(place, minlength=len(asking))),
+        (pairs % max(train.items, 1)).astype(np.int32),
+    )
+
+
+def moment_after(histories: Histories) -> np.ndarray:
+    """One second after each history's newest event, int64 [B]; 0 for an empty one."""
+    now = np.zeros(len(histories), np.int64)
+    some = histories.counts > 0
+    now[some] = histories.time[histories.offsets[1:][some] - 1] + 1
+    return now
+
+
+def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tuple[Interactions, Judged]:
+    """A validation slice cut from `train`: one event of each of at most `users` users who have two.
+
+    The `newest` one, or a random one. What is left to train on, and the queries.
+    """
+    rng = np.random.default_rng(seed)
+    log = train.histories
+    eligible = np.flatnonzero(log.counts >= 2)
+    chosen = np.sort(rng.permutation(eligible)[:users])
+    last = log.offsets[chosen + 1].astype(np.int64) - 1
+    row = last if newest else last - (rng.random(len(chosen)) * log.counts[chosen]).astype(np.int64)
+    keep = np.ones(len(log.item), bool)
+    keep[row] = False
+    rest = train.where(keep)
+    return rest, judge_users(rest, user=chosen, item=log.item[row], value=log.value[row])

@@ -1,0 +1,103 @@
+"""What every retrieval model is: settings that know how to be fitted, and what a fit leaves behind.
+
+A `RetrievalModel` is a frozen dataclass of settings with three verbs. `estimate` says what a fit will
+need before it starts. `fit` learns from interactions and returns a `Fitted`: arrays that score all
+items for a query, without Ray, without I/O. What is served of it is its `export`, in one of two
+shapes: vectors with a user encoder, or an item-to-item table. The contract of both stands in
+`tests/contracts/retrieval_model.py`, which each model inherits.
+
+What counts for all of them:
+- A query of a user who was trained on and one of a stranger with the same history are both answered;
+  an empty history is answered by what the model knows without one, popularity at the worst.
+- An item that nothing taught has no score (-inf), unless its content says something.
+- An event of weight 0 teaches nothing; the same pair twice counts as the sum of its weights where the
+  model weighs pairs, and once where it does not (its docstring says which).
+- The same data and seed give the same arrays.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from recsys.errors import CapacityError
+from recsys.interactions import Interactions, Queries
+from recsys.models.item_to_item import ItemTable
+
+Arrays = Mapping[str, np.ndarray]
+# (share done in 0 .. 1, what is being done)
+Progress = Callable[[float, str], None]
+
+
+def silent(share: float, doing: str) -> None:
+    """No progress display."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a fit needs at its peak, on top of the data; seconds on two cores, within a factor of three."""
+
+    memory_mb: float
+    seconds: float
+
+
+class UserEncoding(Protocol):
+    """Queries to vectors float32 [B, D]; serves users that it has never seen."""
+
+    def encode(self, queries: Queries) -> np.ndarray: ...
+    def arrays(self) -> Arrays: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """One export: the inner product of a query's vector and an item's is the score."""
+
+    items: np.ndarray  # float32 [V, D]; a row of NaN = an item that nothing taught
+    encoder: UserEncoding
+
+
+Export = Vectors | ItemTable
+
+
+class Fitted(Protocol):
+    """What a fit leaves: arrays only."""
+
+    def score(self, queries: Queries) -> np.ndarray:
+        """Scores of all items, float32 [B, V]; -inf = none. Doesn't depend on batch-mates (to 1e-5)."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """All that `from_arrays` of the same class needs."""
+        ...
+
+    def export(self) -> Export:
+        """What the request path serves of it."""
+        ...
+
+
+class RetrievalModel(Protocol):
+    explicit: ClassVar[bool]  # predicts values (ratings); then its `Fitted` has `predict`, too
+
+    def estimate(self, data: Interactions) -> Estimate: ...
+
+    def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> Fitted:
+        """Raises DataError where the data can't teach this model anything."""
+        ...
+
+
+class Predicts(Protocol):
+    """A `Fitted` of explicit values."""
+
+    def predict(self, queries: Queries, item: np.ndarray) -> np.ndarray:
+        """The value that query b gives to item[b]; float32 [B], never NaN."""
+        ...
+
+
+def check_capacity(estimate: Estimate, *, what: str, available_mb: float) -> None:
+    """Raises CapacityError, with the figures, when a fit would not fit into `available_mb`."""
+    if estimate.memory_mb > available_mb:
+        raise CapacityError(
+            f"{what} would take about {estimate.memory_mb:,.0f} MB and {available_mb:,.0f} MB are free; "
+            "choose a model with fewer or smaller tables, or a machine with more memory"
+        )
