@@ -1,8 +1,9 @@
 """Trains the retrieval models: the two-tower through Ray Train, tables and columns beside it.
 
     python -m jobs.train_retrieval
+    python -m jobs.train_retrieval --model "ials factors=128"
 
-One run forwards through time leaves a snapshot at the start of each window, so that the ranker learns
+Without `--model` all that the pipeline serves is trained: one run forwards through time leaves a snapshot at the start of each window, so that the ranker learns
 from candidates of models that had not seen what it is asked to predict.
 """
 

@@ -6,7 +6,7 @@ YAML. Entry points load settings and hand each part to the library, which never 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,10 +22,12 @@ from recsys.events.validation import ValidationSettings
 from recsys.experiments.assignment import Experiments
 from recsys.index.shard import IndexSettings
 from recsys.models.ranker import RankerSettings
+from recsys.models.retrieval import RetrievalModel
 from recsys.models.two_tower_settings import TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import PipelineSettings
+from recsys.training.retrieval_models import model_class
 from recsys.training.snapshot import TableSettings
 
 ENVIRONMENT = "RECSYS__"
@@ -184,6 +186,23 @@ def load_experiments(path: str | Path) -> Experiments:
                     )
                 parse(OVERRIDABLE[stage], {setting: value}, f"{path}: {name}: {stage}")
     return experiments
+
+
+def model_of(text: str, *, overrides: Sequence[str] = ()) -> RetrievalModel:
+    """The retrieval model of `text`, its name and settings: "ease regularization=300"; then of `overrides`.
+
+    Raises SettingsError for an unknown name, key or value.
+    """
+    name, *given = text.split() or [""]
+    cls = model_class(name)
+    tree: dict[str, Any] = {}
+    for setting in [*given, *overrides]:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingsError(f"{setting!r} is no setting of {name}: write key=value")
+        _set(tree, key.split("."), _yaml(value, f"{name}: {key}"), name)
+    model: RetrievalModel = parse(cls, tree, name)
+    return model
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,12 @@ from recsys.metrics import (
     category_diversity_at,
     coverage_at,
     hits,
+    hr_at,
+    mrr_at,
     ndcg_at,
+    novelty_at,
+    paired_difference,
+    precision_at,
     recall_at,
 )
 
@@ -69,3 +74,36 @@ def test_bootstrap_covers_the_mean_nine_times_in_ten():
         covered += low <= 1 <= high
     assert covered >= 88
     assert all(np.isnan(bootstrap_interval(np.array([np.nan]), rng=rng)))
+
+
+@given(requests, st.integers(1, ITEMS))
+def test_hr_mrr_and_precision_follow_their_definitions(batch, k):
+    ranked = np.array([[*r[:n], *[-1] * (ITEMS - n)] for r, n, _ in batch], np.int32)
+    counts = np.array([len(relevant) for *_, relevant in batch])
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    hit = hits(ranked, offsets, np.array([i for *_, r in batch for i in sorted(r)], np.int32))
+    for b, (*_, relevant) in enumerate(batch):
+        top = ranked[b, :k].tolist()
+        places = [place for place, i in enumerate(top, 1) if i in relevant]
+        expected = (bool(places), 1 / places[0] if places else 0.0, len(places) / k)
+        found = (hr_at(hit, counts, k)[b], mrr_at(hit, counts, k)[b], precision_at(hit, counts, k)[b])
+        np.testing.assert_allclose(found, expected if relevant else [np.nan] * 3)
+
+
+def test_novelty_is_the_surprise_in_bits():
+    ranked = np.array([[0, 1], [2, -1], [-1, -1]])
+    found = novelty_at(ranked, np.array([4.0, 4.0, 0.0]), 2)
+    np.testing.assert_allclose(found, [1.0, 4.0, np.nan])
+
+
+def test_the_randomization_test_rejects_at_its_level():
+    rng = np.random.default_rng(0)
+    rejected = 0
+    for _ in range(100):
+        values = rng.normal(size=60)
+        rejected += paired_difference(values, values + rng.normal(size=60), rng=rng, samples=300)[3] < 0.1
+    assert 3 <= rejected <= 20
+    mean, low, high, p = paired_difference(np.ones(50) + 0.1 * rng.normal(size=50), np.zeros(50), rng=rng)
+    assert low < mean < high
+    assert p < 0.001
+    assert all(np.isnan(paired_difference(np.array([np.nan]), np.array([1.0]), rng=rng)))

@@ -4,6 +4,7 @@ Shared pages count once in all, split between those who share them, so that Ray'
 memory-mapped files are not counted once for each worker.
 """
 
+import resource
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -61,3 +62,21 @@ def _pss_kb(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def own_peak_mb() -> int:
+    """The largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000
+
+
+def free_mb() -> float:
+    """What this process may still take, in MB: of the machine, or of its container where that is less."""
+    free = float(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        if limit != "max":
+            free = min(free, float(limit) - float(used))
+    except (OSError, ValueError):  # no such control group here
+        pass
+    return free / 1e6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.interactions import Interactions, Queries
+from recsys.interactions import Interactions, Queries, Timing
 from recsys.types import Histories, offsets_of, ragged_index
 
 
@@ -66,6 +66,7 @@ def judge_users(
 
     A query knows the user's whole training history; what is in it is not ranked if `mask`, nor are the
     pairs of `also_masked` (a validation split). A pair given twice is one target, with its last value.
+    Asked one second after the user's newest event; by the clock, and without one, after everybody's.
     """
     value = np.full(len(user), np.nan, np.float32) if value is None else value
     log = train.histories
@@ -75,22 +76,31 @@ def judge_users(
     rows = order[last]
     asking, counts = np.unique(user[rows], return_counts=True)
     histories = log.take(asking)
+    now = moment_after(histories)
+    if train.timing is Timing.CLOCK and len(train):
+        now[histories.counts == 0] = log.time.max() + 1
     hidden = [asking.astype(np.int64)[:0] * train.items]
     if mask:
         hidden.append(asking[histories.request].astype(np.int64) * train.items + histories.item)
     if also_masked is not None:
         among = np.isin(also_masked[0], asking)
         hidden.append(also_masked[0][among].astype(np.int64) * train.items + also_masked[1][among])
-    pairs = np.unique(np.concatenate(hidden))
+    pairs = _distinct(np.concatenate(hidden))
     place = np.searchsorted(asking, pairs // max(train.items, 1))
     return Judged(
-        Queries(asking.astype(np.int64), histories, moment_after(histories)),
+        Queries(asking.astype(np.int64), histories, now),
         offsets_of(counts),
         item[rows].astype(np.int32),
         value[rows].astype(np.float32),
         offsets_of(np.bincount(place, minlength=len(asking))),
         (pairs % max(train.items, 1)).astype(np.int32),
     )
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """`np.unique` of int64 keys; by sorting, since they are nearly sorted and hashing is slower."""
+    ordered = np.sort(keys, kind="stable")
+    return ordered[np.append(True, np.diff(ordered) != 0)[: len(ordered)]]
 
 
 def moment_after(histories: Histories) -> np.ndarray:

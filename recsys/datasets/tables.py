@@ -80,22 +80,29 @@ def _read_csv(
     path: Path, types: Mapping, delimiter: str, names: Sequence[str] | None, encoding: str
 ) -> pa.Table:
     header = list(names) if names else _header(path, delimiter, encoding)
-    return pc_csv.read_csv(
-        path,
-        read_options=pc_csv.ReadOptions(column_names=names, encoding=encoding),
-        parse_options=pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=delimiter == ","),
-        convert_options=pc_csv.ConvertOptions(
-            column_types={name: types.get(name, pa.string()) for name in header},
-            strings_can_be_null=True,
-            null_values=["", "NaN", "nan", "NULL", "null"],
-        ),
-    )
+
+    def read(threads: bool) -> pa.Table:
+        return pc_csv.read_csv(
+            path,
+            read_options=pc_csv.ReadOptions(column_names=names, encoding=encoding, use_threads=threads),
+            parse_options=pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=delimiter == ","),
+            convert_options=pc_csv.ConvertOptions(
+                column_types={name: types.get(name, pa.string()) for name in header},
+                strings_can_be_null=True,
+                null_values=["", "NaN", "nan", "NULL", "null"],
+            ),
+        )
+
+    try:
+        return read(threads=True)
+    except pa.ArrowInvalid:
+        return read(threads=False)  # whose error has the number of the row
 
 
 def _header(path: Path, delimiter: str, encoding: str) -> list[str]:
     with pc_csv.open_csv(
         path,
-        read_options=pc_csv.ReadOptions(encoding=encoding),
+        read_options=pc_csv.ReadOptions(encoding=encoding, use_threads=False),
         parse_options=pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=delimiter == ","),
     ) as reader:
         return reader.schema.names

@@ -6,16 +6,26 @@ masked or has no score takes no place. Metrics are `recsys.metrics`'.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
-import torch
 
 from recsys.datasets.problem import Judged
 from recsys.metrics import hits, hr_at, mrr_at, ndcg_at, precision_at, recall_at
 from recsys.models.retrieval import Fitted
 
 BLOCK_MB = 256.0  # of scores held at once
-METRICS = {"recall": recall_at, "ndcg": ndcg_at, "mrr": mrr_at, "hr": hr_at, "precision": precision_at}
+STRIDE = 256  # scores that are looked at together
+# "p" is what session papers call P@k: whether the one item that followed is in the top k.
+METRICS = {
+    "recall": recall_at,
+    "ndcg": ndcg_at,
+    "mrr": mrr_at,
+    "hr": hr_at,
+    "p": hr_at,
+    "precision": precision_at,
+}
 
 
 def rank_all(
@@ -44,26 +54,71 @@ def rank_all(
 
 def top_k(scores: np.ndarray, *, k: int, tie_order: np.ndarray) -> np.ndarray:
     """The k best columns of each row of float32 [B, V], best first, int32 [B, k]; -1 beyond those with a
-    finite score. Equal scores are ordered by `tie_order` int [V], ascending. NaN counts as no score."""
+    finite score. Equal scores are ordered by `tie_order` int [V], ascending. NaN counts as no score.
+
+    One pass over each row with a heap of its best; threads share the rows.
+    """
     ranked = np.full((len(scores), k), -1, np.int32)
-    k = min(k, scores.shape[1])
-    if not k:
-        return ranked
-    given = torch.from_numpy(scores)
-    if torch.isnan(given.sum()):  # of -inf and finite numbers alone the sum is no NaN
-        given = torch.nan_to_num(given, nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
-    values, items = (t.numpy() for t in torch.topk(given, k, dim=1))
-    border = values[:, -1:]
-    tied = (given >= torch.from_numpy(border)).sum(1).numpy() > k
-    tied &= border[:, 0] > -np.inf
-    order = np.lexsort((tie_order[items], -values), axis=-1)
-    items, values = np.take_along_axis(items, order, 1), np.take_along_axis(values, order, 1)
-    ranked[:, :k] = np.where(values > -np.inf, items, -1)
-    for row in np.flatnonzero(tied):
-        candidates = np.flatnonzero(scores[row] >= border[row, 0])
-        best = np.lexsort((tie_order[candidates], -scores[row, candidates]))[:k]
-        ranked[row, :k] = candidates[best]
+    if k and scores.size:
+        size = -(-len(scores) // numba.get_num_threads())
+        parts = [slice(start, start + size) for start in range(0, len(scores), size)]
+        with ThreadPoolExecutor(len(parts)) as threads:
+            list(threads.map(lambda rows: _select(scores[rows], tie_order, ranked[rows]), parts))
     return ranked
+
+
+@numba.njit(cache=True, nogil=True)
+def _select(scores: np.ndarray, tie_order: np.ndarray, ranked: np.ndarray) -> None:
+    """`top_k` of each row into `ranked`, which is full of -1."""
+    k = ranked.shape[1]
+    for b in range(len(scores)):
+        row, heap = scores[b], ranked[b]  # the heap's root is the worst that is kept
+        kept, least = 0, np.float32(-np.inf)  # `least` = the root's score once k are kept
+        for start in range(0, len(row), STRIDE):
+            stretch = row[start : start + STRIDE]
+            offers = 0
+            for score in stretch:  # without a branch, so in vectors; most stretches have nothing to offer
+                offers += score >= least
+            if not offers:
+                continue
+            for item in range(start, start + len(stretch)):
+                score = row[item]
+                if not (score >= least and score > -np.inf):
+                    continue
+                if kept < k:
+                    place, kept = kept, kept + 1
+                    while place and _worse(row, tie_order, item, heap[(place - 1) // 2]):
+                        heap[place] = heap[(place - 1) // 2]
+                        place = (place - 1) // 2
+                    heap[place] = item
+                elif _worse(row, tie_order, heap[0], item):
+                    _sink(row, tie_order, heap, k, item)
+                if kept == k:
+                    least = row[heap[0]]
+        for end in range(kept - 1, 0, -1):
+            worst, last = heap[0], heap[end]
+            _sink(row, tie_order, heap, end, last)
+            heap[end] = worst
+
+
+@numba.njit(cache=True, nogil=True)
+def _worse(row: np.ndarray, tie_order: np.ndarray, one: int, other: int) -> bool:
+    return row[one] < row[other] or (row[one] == row[other] and tie_order[one] > tie_order[other])
+
+
+@numba.njit(cache=True, nogil=True)
+def _sink(row: np.ndarray, tie_order: np.ndarray, heap: np.ndarray, size: int, item: int) -> None:
+    """Puts `item` in the root's stead, and down to its place in the first `size` of the heap."""
+    place = 0
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and _worse(row, tie_order, heap[child + 1], heap[child]):
+            child += 1
+        if not _worse(row, tie_order, heap[child], item):
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = item
 
 
 def top_k_slowly(scores: np.ndarray, *, k: int, tie_order: np.ndarray) -> np.ndarray:

@@ -41,10 +41,15 @@ def history_order(owner: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.nd
     return np.lexsort([columns[c] for c in ("value", "quantity", "item", "order", "time")] + [owner])
 
 
-def interactions_of(events: pa.Table, *, rows: np.ndarray, items: int) -> Interactions:
-    """The log of these events, users by id, each history in `history_order`; `items` = V."""
-    known = pa.array(rows >= 0)
-    events, rows = events.filter(known), rows[rows >= 0]
+def interactions_of(
+    events: pa.Table, *, rows: np.ndarray, items: int, weight: np.ndarray | None = None
+) -> Interactions:
+    """The log of these events, users by id, each history in `history_order`; `items` = V.
+
+    `weight`: how much each event says, float32 [N].
+    """
+    weight = None if weight is None else weight[rows >= 0]
+    events, rows = events.filter(pa.array(rows >= 0)), rows[rows >= 0]
     users = events["user_id"].combine_chunks().dictionary_encode()
     if isinstance(users, pa.ChunkedArray):
         users = users.combine_chunks()
@@ -56,6 +61,5 @@ def interactions_of(events: pa.Table, *, rows: np.ndarray, items: int) -> Intera
     columns = history_columns(events, rows=rows)
     order = history_order(user, columns)
     offsets = offsets_of(np.bincount(user, minlength=len(ids)))
-    return Interactions(
-        ids[by_id], Histories(offsets, *(columns[c][order] for c in Histories.COLUMNS)), items
-    )
+    histories = Histories(offsets, *(columns[c][order] for c in Histories.COLUMNS))
+    return Interactions(ids[by_id], histories, items, weight=None if weight is None else weight[order])

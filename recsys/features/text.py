@@ -1,24 +1,21 @@
 """Titles as features: hashed word tokens for the item tower, and a category for catalogs that have none.
 
-Decides what a word is, and that a category is the title's commonest word that can name a kind of
-thing: deterministic, no model, good enough to keep three mugs from standing side by side. It does
-not know languages beyond English.
+Decides that a category is the title's commonest word that can name a kind of thing: deterministic, no
+model, good enough to keep three mugs from standing side by side. What a word is, `datasets.content`
+says.
 """
 
-import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.datasets.content import TOKEN_SALT, grams_of, words_of
 from recsys.hashing import stable_hashes
 from recsys.interactions import Tokens
 from recsys.types import offsets_of
 
-TOKEN_SALT = "title-token"  # frozen: a release's token embeddings depend on it
-_WORD = re.compile(r"[a-z]+")
 # colors and materials; sizes and quantities; stop words; words for a look rather than a thing
 _NOT_A_KIND = frozenset(
     """
@@ -42,18 +39,9 @@ class TextCategories:
     names: tuple[str, ...]  # commonest first
 
 
-def words_of(title: str) -> list[str]:
-    """Lower-case words of two letters and more; a plural's `s` is dropped so that bag = bags."""
-    words = [word for word in _WORD.findall(title.lower()) if len(word) > 1]
-    return [w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words]
-
-
 def hash_tokens(titles: Sequence[str], *, buckets: int = 8192) -> Tokens:
     """Words and adjacent word pairs of each title, hashed to `buckets` ids (Weinberger et al. 2009)."""
-    grams = []
-    for title in titles:
-        words = words_of(title)
-        grams.append(words + [f"{left} {right}" for left, right in itertools.pairwise(words)])
+    grams = [grams_of(title) for title in titles]
     counts = np.array([len(g) for g in grams], np.int64)
     hashes = stable_hashes((gram for g in grams for gram in g), salt=TOKEN_SALT)
     return Tokens(offsets_of(counts), (hashes % np.uint64(buckets)).astype(np.int32))

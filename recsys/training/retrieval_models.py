@@ -1,0 +1,40 @@
+"""Which retrieval models there are, by the name that commands take; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from recsys.errors import SettingsError
+
+if TYPE_CHECKING:  # the command line imports this file for the names
+    from recsys.models.retrieval import RetrievalModel
+
+MODELS = {
+    "popularity": "recsys.models.popularity:Popularity",
+    "covisitation": "recsys.models.covisitation:Covisitation",
+    "ease": "recsys.models.item_to_item:Ease",
+    "sparse_ease": "recsys.models.sparse_ease:SparseEase",
+    "gf_cf": "recsys.models.graph_filter:GfCf",
+    "bspm": "recsys.models.graph_filter:Bspm",
+    "ials": "recsys.models.ials:Ials",
+    "svd": "recsys.models.svd:Svd",
+    "bpr": "recsys.models.pairwise:Bpr",
+    "warp": "recsys.models.pairwise:Warp",
+    "logistic": "recsys.models.pairwise:Logistic",
+    "two_tower": "recsys.training.two_tower_model:TwoTowerModel",
+}
+
+
+def model_class(name: str) -> type[RetrievalModel]:
+    """The class of model `name`, a dataclass of settings. Raises SettingsError for an unknown name."""
+    plain = {known.replace("_", ""): path for known, path in MODELS.items()}
+    path = plain.get(name.lower().replace("-", "").replace("_", ""))
+    if path is None:
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SettingsError(f"no model {name!r}; {hint}there are {', '.join(MODELS)}")
+    module, _, attribute = path.partition(":")
+    found: type[RetrievalModel] = getattr(import_module(module), attribute)
+    return found
