@@ -31,7 +31,6 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from benchmarks.report import arguments, report
 from deployments.server import free_port, prepare, start
-from recsys.cli.memory import family_kb
 from recsys.events.audit import audit
 from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.committer import IngestionSettings
@@ -43,6 +42,7 @@ from recsys.events.validation import ValidationSettings
 from recsys.events.wire import encode
 from recsys.events.writer_schemas import event_schema
 from recsys.index.shard import IndexSettings
+from recsys.monitoring.memory import family_kb
 from recsys.releases.manifest import write_release
 from recsys.releases.parts import encode as encode_parts
 from recsys.settings import Serving, Settings

@@ -31,10 +31,10 @@ def demo(
     """Ingest, materialize, train, evaluate, release and serve a data set; finished steps are not redone."""
     from deployments.server import check_port, prepare
     from jobs.session import ray_session
-    from recsys.cli.memory import PeakMemory
     from recsys.datasets.sources import check_dataset, fingerprint
     from recsys.errors import DataError
     from recsys.events.redis_server import start_redis
+    from recsys.monitoring.memory import PeakMemory
     from recsys.settings import load_settings
 
     console = terminal()

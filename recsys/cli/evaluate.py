@@ -39,9 +39,9 @@ def evaluate(
     track: str = typer.Option(None, help="URI of an MLflow store that keeps the run: sqlite:///mlflow.db"),
 ) -> None:
     """Fit on the training part, rank all items for everyone in the test part, compare with what they took."""
-    from recsys.cli.memory import own_peak_mb
     from recsys.datasets.formats import read_problems
     from recsys.evaluation.retrieval import compare, metrics_of, summarize
+    from recsys.monitoring.memory import own_peak_mb
     from recsys.settings import model_of
 
     names = [name for name in (model, against) if name]
@@ -103,9 +103,9 @@ def _run(
     model: RetrievalModel, problem: Problem, *, seed: int, title: str, bars: Progress, memory_gb: float | None
 ) -> Run:
     """One run with its bar; refused before it begins when its estimate exceeds the memory."""
-    from recsys.cli.memory import free_mb
     from recsys.evaluation.retrieval import run_model
     from recsys.models.retrieval import check_capacity
+    from recsys.monitoring.memory import free_mb
 
     estimate = model.estimate(problem.train)
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"

@@ -91,14 +91,18 @@ def leave_last_out(log: Interactions, *, mask: bool = True) -> Problem:
     return Problem(train, test)
 
 
-def temporal_split(log: Interactions, *, share: float = 0.9, mask: bool = True) -> Problem:
-    """Trained on what lies before the moment before which `share` of the events lie, asked for the rest.
+def temporal_split(
+    log: Interactions, *, moment: int | None = None, share: float = 0.9, mask: bool = True
+) -> Problem:
+    """Trained on what lies before `moment` (epoch seconds; None = that before which `share` of the events
+    lie), asked for the rest.
 
     All queries are asked at that moment, those of users without a history too. With `mask` what a user
     took before is neither ranked nor a target. Raises DataError if nothing lies before.
     """
     time = log.histories.time
-    moment = int(np.partition(time, int(share * len(time)))[int(share * len(time))])
+    if moment is None:
+        moment = int(np.partition(time, int(share * len(time)))[int(share * len(time))])
     before = time < moment
     if not before.any():
         raise DataError(

@@ -7,7 +7,7 @@ mean of its runs), and how two models are compared: on the same queries, user by
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +31,7 @@ class Run:
     groups: dict[str, dict[str, np.ndarray]]  # group -> metric -> values, NaN for queries outside of it
     squared_error: np.ndarray | None  # float64 [R] of each known value, from explicit models
     coverage: dict[str, float]  # coverage@k -> share of the catalog
-    fit_seconds: float
-    rank_seconds: float
+    seconds: float  # of fit and ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +42,18 @@ class Summary:
     seconds: float  # of all fits and rankings, per run
 
 
-def run_model(
-    model: RetrievalModel,
-    problem: Problem,
-    *,
-    seed: int,
-    progress: Progress = silent,
-) -> Run:
-    """Fit on `problem.train`, rank all items for each query of `problem.test`, and measure."""
+def run_model(model: RetrievalModel, problem: Problem, *, seed: int, progress: Progress = silent) -> Run:
+    """Fit on `problem.train`, then `judge`."""
+    started = time.perf_counter()
+    fitted = model.fit(problem.train, seed=seed, progress=progress)
+    run = judge(fitted, problem, explicit=model.explicit, progress=progress)
+    return replace(run, seconds=time.perf_counter() - started)
+
+
+def judge(fitted: Fitted, problem: Problem, *, explicit: bool = False, progress: Progress = silent) -> Run:
+    """Rank all items for each query of `problem.test`, and measure; `explicit` models predict values, too."""
+    started = time.perf_counter()
     train, test, metrics, at = problem.train, problem.test, problem.metrics, problem.at
-    started = time.perf_counter()
-    fitted = model.fit(train, seed=seed, progress=progress)
-    fit_seconds = time.perf_counter() - started
-    started = time.perf_counter()
     ranked = rank_all(
         fitted, test, items=train.items, depth=max(at), progress=lambda share: progress(share, "ranking")
     )
@@ -70,9 +68,8 @@ def run_model(
     return Run(
         test.queries.user,
         groups,
-        _squared_error(fitted, test) if model.explicit else None,
+        _squared_error(fitted, test) if explicit else None,
         {f"coverage@{k}": coverage_at(ranked, train.items, k) for k in at},
-        fit_seconds,
         time.perf_counter() - started,
     )
 
@@ -95,7 +92,7 @@ def summarize(runs: Sequence[Run], *, seed: int = 0) -> Summary:
     for name in runs[0].coverage:
         found = [run.coverage[name] for run in runs]
         groups[EVERYONE][name] = (float(np.mean(found)), min(found), max(found))
-    return Summary(groups, float(np.mean([run.fit_seconds + run.rank_seconds for run in runs])))
+    return Summary(groups, float(np.mean([run.seconds for run in runs])))
 
 
 def compare(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -> dict[str, dict[str, Compared]]:

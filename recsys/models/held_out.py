@@ -1,0 +1,39 @@
+"""How well a model finds what was held out of its training log: for choosing epochs and settings.
+
+Decides what a model may choose its own settings by: one event of each of at most 2,000 users, the newest
+one where time means something, and NDCG@20 over all items. The judge's targets never come here.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from recsys.datasets.problem import Judged, hold_out
+from recsys.interactions import Interactions, Queries, Timing
+
+USERS = 2000
+DEPTH = 20
+BLOCK = 1 << 25  # scores held at once
+
+
+def validation_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Judged]:
+    """What is left of `data` to train on, and the queries; of at most a third of the users, so that a small
+    log keeps most of its events. No queries where nobody has two events."""
+    users = min(USERS, max(data.users // 3, 1))
+    return hold_out(data, users=users, seed=seed, newest=data.timing is not Timing.NONE)
+
+
+def held_out_ndcg(score: Callable[[Queries], np.ndarray], judged: Judged, *, items: int) -> float:
+    """Mean NDCG@20 of one target each, by the number of items that score higher; 0 without a query."""
+    gains = np.zeros(len(judged))
+    size = max(1, BLOCK // max(items, 1))
+    for start in range(0, len(judged), size):
+        block = np.arange(start, min(start + size, len(judged)))
+        part = judged.take(block)
+        scores = score(part.queries)
+        own = scores[np.arange(len(block)), part.target]
+        scores[np.repeat(np.arange(len(block)), np.diff(part.masked_offsets)), part.masked] = -np.inf
+        better = (scores > own[:, None]).sum(1) + ((scores == own[:, None]).sum(1) - 1) / 2  # ties: halfway
+        found = (own > -np.inf) & (better < DEPTH)
+        gains[block] = np.where(found, 1 / np.log2(2 + np.maximum(better, 0)), 0)
+    return float(gains.mean()) if len(gains) else 0.0

@@ -1,0 +1,125 @@
+"""`recsys evaluate` as a person and a script meet it: the table, the JSON line last, the errors in one line."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from recsys.cli import app
+from recsys.errors import CapacityError, DataError, SettingsError
+
+KEYS = ["model", "metrics", "seconds", "peak_memory_mb", "seed"]
+
+
+@pytest.fixture(scope="module")
+def adjacency(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users with a taste, who take items of their group; three of ten are held out."""
+    folder = tmp_path_factory.mktemp("adjacency")
+    rng = np.random.default_rng(0)
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for user in range(60):
+        taken = rng.permutation(np.arange(user % 4, 80, 4))[:10]
+        lines["train"].append(" ".join(map(str, (user, *taken[:7]))))
+        lines["test"].append(" ".join(map(str, (user, *taken[7:]))))
+    for name, text in lines.items():
+        (folder / f"{name}.txt").write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def atomic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("atomic")
+    rng = np.random.default_rng(0)
+    rows = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for user in range(40):
+        for item in rng.permutation(30)[:15]:
+            rows.append(f"u{user}\ti{item}\t{1 + (user + item) % 5}\t{1_000_000 + rng.integers(10**6)}")
+    (folder / "small.inter").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def evaluate(*arguments: object) -> tuple[str, dict]:
+    """What it prints, and its last line on standard output, read."""
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    if result.exception:
+        raise result.exception
+    return result.output, json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def test_the_last_line_is_json_and_the_table_says_the_same(adjacency):
+    output, line = evaluate("--format", "adjacency", "--path", adjacency, "--model", "ease")
+    assert list(line) == KEYS
+    assert line["model"] == "ease"
+    assert line["seed"] == 0
+    assert line["metrics"]["recall@20"] > 0.9
+    assert {"recall@20", "ndcg@20", "coverage@20", "novelty@20"} <= set(line["metrics"])
+    assert f"{line['metrics']['recall@20']:.4f}" in output
+    assert "60 users with 80 items" in output
+
+
+def test_cutoffs_metrics_and_settings_can_be_chosen(adjacency):
+    given = ("--format", "adjacency", "--path", adjacency, "--model", "ease")
+    _, line = evaluate(*given, "--at", "1,3", "--metric", "hr,mrr", "--set", "regularization=30")
+    assert {"hr@1", "hr@3", "mrr@1", "mrr@3"} <= set(line["metrics"])
+    assert "recall@20" not in line["metrics"]
+
+
+def test_two_models_are_compared_user_by_user(adjacency):
+    given = ("--format", "adjacency", "--path", adjacency, "--model", "ease", "--against", "popularity")
+    output, line = evaluate(*given)
+    assert "ease minus popularity" in output
+    mean, low, _, p = line["against"]["difference"]["all"]["recall@20"]
+    assert line["metrics"]["recall@20"] - line["against"]["metrics"]["recall@20"] == pytest.approx(
+        mean, abs=1e-5
+    )
+    assert low > 0
+    assert p < 0.05
+
+
+def test_seeds_and_folds_are_averaged(atomic):
+    given = ("--format", "atomic", "--path", atomic, "--model", "popularity")
+    singles = [evaluate(*given, "--seed", s)[1]["metrics"]["ndcg@10"] for s in (1, 2)]
+    _, line = evaluate(*given, "--seed", "1,2")
+    assert line["seed"] == [1, 2]
+    assert line["metrics"]["ndcg@10"] == pytest.approx(np.mean(singles), abs=1e-6)
+    output, _ = evaluate(*given, "--folds", 3)
+    assert "fold 3 of 3" in output
+
+
+def test_explicit_models_have_an_rmse(atomic):
+    _, line = evaluate("--format", "atomic", "--path", atomic, "--model", "svd")
+    assert 0 < line["metrics"]["rmse"] < 3
+
+
+def test_a_run_can_be_tracked(adjacency, tmp_path):
+    store = tmp_path / "mlflow.db"
+    given = ("--format", "adjacency", "--path", adjacency, "--model", "popularity", "--seed", 7)
+    _, line = evaluate(*given, "--track", f"sqlite:///{store}")
+    with sqlite3.connect(store) as database:
+        metrics = dict(database.execute("select key, value from metrics"))
+        settings = dict(database.execute("select key, value from params"))
+    assert metrics["recall_at_20"] == pytest.approx(line["metrics"]["recall@20"])
+    assert settings["format"] == "adjacency"
+    assert "Popularity(" in settings["settings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (("--model", "esae"), SettingsError, "did you mean 'ease'"),
+        (("--model", "ease", "--set", "lambda=3"), SettingsError, "unknown key 'lambda'.*regularization"),
+        (("--model", "ease", "--set", "regularization"), SettingsError, "write key=value"),
+        (("--model", "ease", "--at", "ten"), SettingsError, "--at 'ten'.*write 10,20"),
+        (("--model", "ease", "--at", "0"), SettingsError, "1 or more"),
+        (("--model", "ease", "--metric", "auc"), SettingsError, "'auc'.*recall"),
+        (("--model", "ease", "--seed", "x"), SettingsError, "--seed 'x'"),
+        (("--model", "ease", "--memory-gb", "0.0001"), CapacityError, "ease.*would take about"),
+        (("--model", "ease", "--split", "temporal"), DataError, "temporal.*given, random"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_remedy(adjacency, arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        evaluate("--format", "adjacency", "--path", adjacency, *arguments)
