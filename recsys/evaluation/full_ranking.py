@@ -62,19 +62,21 @@ def top_k(scores: np.ndarray, *, k: int, tie_order: np.ndarray) -> np.ndarray:
     if k and scores.size:
         size = -(-len(scores) // numba.get_num_threads())
         parts = [slice(start, start + size) for start in range(0, len(scores), size)]
+        # Shuffled, since scores that rise from first to last would pass through the heap one and all.
+        starts = np.random.default_rng(0).permutation(np.arange(0, scores.shape[1], STRIDE))
         with ThreadPoolExecutor(len(parts)) as threads:
-            list(threads.map(lambda rows: _select(scores[rows], tie_order, ranked[rows]), parts))
+            list(threads.map(lambda rows: _select(scores[rows], starts, tie_order, ranked[rows]), parts))
     return ranked
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(scores: np.ndarray, tie_order: np.ndarray, ranked: np.ndarray) -> None:
-    """`top_k` of each row into `ranked`, which is full of -1."""
+def _select(scores: np.ndarray, starts: np.ndarray, tie_order: np.ndarray, ranked: np.ndarray) -> None:
+    """`top_k` of each row into `ranked`, which is full of -1, a stretch after each of `starts`."""
     k = ranked.shape[1]
     for b in range(len(scores)):
         row, heap = scores[b], ranked[b]  # the heap's root is the worst that is kept
         kept, least = 0, np.float32(-np.inf)  # `least` = the root's score once k are kept
-        for start in range(0, len(row), STRIDE):
+        for start in starts:
             stretch = row[start : start + STRIDE]
             offers = 0
             for score in stretch:  # without a branch, so in vectors; most stretches have nothing to offer

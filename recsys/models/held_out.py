@@ -1,7 +1,7 @@
 """How well a model finds what was held out of its training log: for choosing epochs and settings.
 
 Decides what a model may choose its own settings by: one event of each of at most 2,000 users, the newest
-one where time means something, and NDCG@20 over all items. The judge's targets never come here.
+one of a sequence and else any, and NDCG@20 over all items. The judge's targets never come here.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,8 @@ BLOCK = 1 << 25  # scores held at once
 
 
 def validation_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Judged]:
-    """What is left of `data` to train on, and the queries; of at most a third of the users, so that a small
-    log keeps most of its events. No queries where nobody has two events."""
-    users = min(USERS, max(data.users // 3, 1))
-    return hold_out(data, users=users, seed=seed, newest=data.timing is not Timing.NONE)
+    """What is left of `data` to train on, and the queries; none where nobody has two events."""
+    return hold_out(data, users=USERS, seed=seed, newest=data.timing is Timing.SEQUENCE)
 
 
 def held_out_ndcg(score: Callable[[Queries], np.ndarray], judged: Judged, *, items: int) -> float:

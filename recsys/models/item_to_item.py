@@ -1,33 +1,23 @@
-"""Item-to-item tables: for each item, the k items that its buyers want next, and how much.
+"""Item-to-item tables: for each item, the k items that its takers want next, and how much.
 
-Two ways to fill one: EASE (a linear model in closed form, from who bought what) and baskets (what
-lies in the same order). Both are exported as the same truncated table and scored by one sparse
-product, so that serving costs what a history is long, not what the catalog is. Decides k and the
-damping of popular items; does not know which events of a history count (the caller weighs them).
+What every model that scores items from items shares: which pairs teach it, the truncated table that
+serves it (one sparse product, so that a request costs what its history is long, not what the catalog
+is), and what an empty history is told. Does not know how a table was filled, nor which events of a
+history count (the caller weighs them).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import sparse
 
-from recsys.interactions import Interactions
-from recsys.models.sparse_scores import history_matrix
+from recsys.errors import DataError
+from recsys.interactions import Interactions, Queries
+from recsys.models.sparse_scores import even_weights, history_matrix
 from recsys.types import Histories
 
-
-@dataclass(frozen=True, slots=True)
-class EaseSettings:
-    regularization: float = 100.0  # lambda: larger damps rare items
-    neighbors: int = 200  # k; see `ease` for what the cut costs
-
-
-@dataclass(frozen=True, slots=True)
-class BasketSettings:
-    damping: float = 0.5  # exponent of the neighbor's own frequency: 0 favors popular, 1 favors rare items
-    min_orders: int = 2  # orders that must hold both items: one is chance
-    shrinkage: float = 5.0  # added to the item's order count: evidence from few orders is discounted
-    neighbors: int = 200
+_BLOCK = 1024  # rows of a table that are made at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,77 +67,54 @@ class ItemTable:
         return scores
 
 
-def ease(interactions: Interactions, *, settings: EaseSettings) -> ItemTable:
-    """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): B = I - P / diag(P), P = (X'X + lambda I)^-1.
-
-    X [U, V] says who bought what, ever. Memory 3 V^2 float32, time V^3: for catalogs to some 20,000
-    items; rows that nobody bought get no neighbors. Each item keeps its `neighbors` weights of
-    largest magnitude (negative ones too): of V = 3,555, k = 200 costs 3 % of recall@100 of all items
-    and nothing of new ones, k = 100 costs 6 %.
-    """
-    log = interactions.histories
-    bought = history_matrix(
-        log, weights=np.ones(len(log.item), np.float32), items=interactions.items, repeats="max"
+def pair_matrix(data: Interactions) -> sparse.csr_array:
+    """Who took what, CSR float32 [U, V]: the largest weight of a pair's events over their mean weight, so 1
+    where all events weigh alike. Raises DataError without an event of positive weight."""
+    weights = data.weights
+    if not (weights > 0).any():
+        raise DataError("no interaction of a positive weight to learn from")
+    mean = weights[weights > 0].mean(dtype=np.float64)
+    return history_matrix(
+        data.histories, weights=(weights / mean).astype(np.float32), items=data.items, repeats="max"
     )
-    gram = (bought.T @ bought).toarray()
-    active = np.flatnonzero(gram.diagonal() > 0)
-    gram = gram[np.ix_(active, active)]
-    gram[np.diag_indices(len(active))] += settings.regularization
-    inverse = _inverse(gram)
-    weights = -inverse / inverse.diagonal()  # column j: how each item i predicts item j
-    weights[np.diag_indices(len(active))] = 0
-    return _truncate(weights, active, items=interactions.items, k=settings.neighbors)
 
 
-def baskets(interactions: Interactions, *, settings: BasketSettings) -> ItemTable:
-    """Co-purchase within one order: n(i, j) / ((n(i) + shrinkage) n(j)^damping), n counting orders.
-
-    With damping 0 it is the shrunken conditional probability P(j | i); with 1, lift (the item-based
-    top-N family of Deshpande and Karypis 2004). Sparse throughout.
-    """
-    log = interactions.histories
-    _, order = np.unique(log.order, return_inverse=True)
-    ones = np.ones(len(log.item), np.float32)
-    contains = sparse.csr_array(
-        (ones, (order, log.item)), shape=(order.max(initial=-1) + 1, interactions.items)
+def taken_matrix(queries: Queries, *, items: int) -> sparse.csr_array:
+    """What each query's history holds, CSR float32 [B, items] of ones."""
+    return history_matrix(
+        queries.histories, weights=even_weights(queries.histories), items=items, repeats="max"
     )
-    contains.data[:] = 1  # an item on several lines of an order counts once
-    together = sparse.csr_array(contains.T @ contains)
-    count = together.diagonal()
-    row = np.repeat(np.arange(interactions.items), np.diff(together.indptr))
-    shared = (together.data >= settings.min_orders) & (row != together.indices)
-    row, column = row[shared], together.indices[shared]
-    weight = together.data[shared] / ((count[row] + settings.shrinkage) * count[column] ** settings.damping)
-    return _truncate_sparse(row, column, weight, items=interactions.items, k=settings.neighbors)
 
 
-def _inverse(gram: np.ndarray) -> np.ndarray:
-    """Inverse of a symmetric positive definite matrix, float32 [V, V], in half the time of a general one."""
-    if not len(gram):
-        return gram
-    factor, info = linalg.lapack.spotrf(gram.astype(np.float32), lower=1, overwrite_a=1)
-    if info == 0:
-        factor, info = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
-    if info != 0:
-        raise linalg.LinAlgError(f"the item-item matrix is not positive definite (LAPACK info {info})")
-    lower = np.tril(factor)
-    return lower + np.tril(lower, -1).T
+def answer_all(scores: np.ndarray, *, reached: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """`scores` float32 [B, V], changed in place: who isn't `reached` bool [B] is answered by `popularity`
+    float32 [V], and an item of popularity 0 has no score."""
+    scores[~reached] = popularity
+    scores[:, popularity == 0] = -np.inf
+    return scores
 
 
-def _truncate(weights: np.ndarray, active: np.ndarray, *, items: int, k: int) -> ItemTable:
+def truncate(weights: np.ndarray, active: np.ndarray, *, items: int, k: int) -> ItemTable:
     """The k weights of largest magnitude of each row; rows and columns of `weights` are items `active`."""
+    return table_of(lambda start, stop: weights[start:stop], active, items=items, k=k)
+
+
+def table_of(rows: Callable[[int, int], np.ndarray], active: np.ndarray, *, items: int, k: int) -> ItemTable:
+    """`truncate` of a matrix that is made in blocks: `rows(start, stop)` are its rows, float32 [n, A]."""
     neighbor = np.full((items, k), -1, np.int32)
     weight = np.zeros((items, k), np.float32)
     kept = min(k, len(active))
-    if kept:
-        top = np.argpartition(-np.abs(weights), kept - 1, axis=1)[:, :kept]
-        neighbor[active, :kept] = active[top]
-        weight[active, :kept] = np.take_along_axis(weights, top, axis=1)
-        neighbor[weight == 0] = -1
+    for start in range(0, len(active) if kept else 0, _BLOCK):
+        stop = min(start + _BLOCK, len(active))
+        block = rows(start, stop)
+        top = np.argpartition(-np.abs(block), kept - 1, axis=1)[:, :kept]
+        neighbor[active[start:stop], :kept] = active[top]
+        weight[active[start:stop], :kept] = np.take_along_axis(block, top, axis=1)
+    neighbor[weight == 0] = -1
     return ItemTable(neighbor, weight)
 
 
-def _truncate_sparse(
+def truncate_sparse(
     row: np.ndarray, column: np.ndarray, weight: np.ndarray, *, items: int, k: int
 ) -> ItemTable:
     """The k largest positive weights of each row of a sparse matrix given by its entries."""

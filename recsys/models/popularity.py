@@ -1,21 +1,170 @@
-"""Popularity: how often each item was bought lately. The baseline that every model must beat, and the
-source of last resort.
+"""Popularity: how often each item was taken lately. The baseline that every model must beat, and the source
+of last resort.
 
-Decides that one order counts once for an item however many lines it has, and that age halves the
-weight. It knows nothing of the user; what the scene hides is left out when proposing.
+Decides that one order counts once for an item however many lines it has, that age halves the weight, and
+how far a segment of users may differ from everyone: as far as its events show that it does. Of the user
+it knows nothing but that segment; what the scene hides is left out when proposing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 
-from recsys.interactions import Interactions
+from recsys.errors import DataError
+from recsys.interactions import Interactions, Queries, Timing, Tokens
+from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
 from recsys.models.sparse_scores import Proposals
-from recsys.types import DAY, offsets_of
+from recsys.types import DAY, Histories, offsets_of, ragged_index
+
+MOST_SEGMENTS = 64  # attributes of users that are told apart: the most frequent ones
+LEAST_USERS = 20  # that an attribute has, to be told apart
+HALF_LIFE_SHARE = 0.1  # of the time that the log spans
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEncoder:
+    """Queries to the weight of everyone, then of each of S segments. A stranger is of everyone."""
+
+    offsets: np.ndarray  # int64 [U + 1] the segments of user u
+    segment: np.ndarray  # int32 [N] 0 .. S - 1
+    segments: np.ndarray  # int64 [] S
+
+    def encode(self, queries: Queries) -> np.ndarray:
+        """float32 [B, 1 + S]: 1 / n for each of a user's n segments, or all for everyone."""
+        found = np.zeros((len(queries), 1 + int(self.segments)), np.float32)
+        known = queries.user >= 0
+        counts = np.zeros(len(queries), np.int64)
+        counts[known] = np.diff(self.offsets)[queries.user[known]]
+        some = np.flatnonzero(counts)
+        rows = ragged_index(self.offsets[queries.user[some]], counts[some])
+        found[np.repeat(some, counts[some]), 1 + self.segment[rows]] = 1 / np.repeat(
+            counts[some], counts[some]
+        )
+        found[counts == 0, 0] = 1
+        return found
+
+    def arrays(self) -> Arrays:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPopularity:
+    items: (
+        np.ndarray
+    )  # float32 [V, 1 + S] log of the share of events, of everyone and each segment; NaN = none
+    encoder: SegmentEncoder
+
+    def score(self, queries: Queries) -> np.ndarray:
+        scores = self.encoder.encode(queries) @ np.nan_to_num(self.items).T
+        scores[:, np.isnan(self.items[:, 0])] = -np.inf
+        return scores
+
+    def arrays(self) -> Arrays:
+        return {"items": self.items, **self.encoder.arrays()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "FittedPopularity":
+        return cls(
+            arrays["items"], SegmentEncoder(**{f.name: arrays[f.name] for f in fields(SegmentEncoder)})
+        )
+
+    def export(self) -> Vectors:
+        return Vectors(self.items, self.encoder)
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """Share of the decayed events, in the mean of logarithms over the segments that a user is in.
+
+    A segment's share is (c + m p) / (n + m): its own count c of n, and m events as everyone's share p has
+    them; m is the moment estimate of a Dirichlet prior, which is large where the segment is like everyone.
+    """
+
+    half_life_days: float | None = None  # on a clock; None = HALF_LIFE_SHARE of the log's span
+    segments: bool = True  # by attributes of users, where there are any
+
+    explicit: ClassVar[bool] = False
+
+    def estimate(self, data: Interactions) -> Estimate:
+        columns = 1 + (MOST_SEGMENTS if self.segments and data.user_tokens is not None else 0)
+        return Estimate(100 + 60e-6 * len(data) + 24e-6 * columns * data.items, 0.1 + len(data) / 1e6)
+
+    def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedPopularity:
+        """Raises DataError without an event of positive weight."""
+        log, weight = data.histories, data.weights.astype(np.float64)
+        if not (weight > 0).any():
+            raise DataError("no interaction of a positive weight to learn from")
+        first = _first_of_order(log)
+        weight[~first] = 0
+        if data.timing is Timing.CLOCK:
+            taught = weight > 0
+            age = (log.time[taught].max() - log.time) / DAY
+            half_life = (
+                age[taught].max() * HALF_LIFE_SHARE if self.half_life_days is None else self.half_life_days
+            )
+            # At most 100 half-lives, so that nothing that was ever taken counts as never taken.
+            weight *= np.exp2(-np.clip(age / max(half_life, 1e-9), 0, 100))
+        count = np.bincount(log.item, weight, data.items)
+        offsets, segment, segments = _segments(data.user_tokens if self.segments else None, users=data.users)
+        columns = [count / count.sum()]
+        for s in range(segments):
+            inside = np.zeros(data.users, bool)
+            inside[np.repeat(np.arange(data.users), np.diff(offsets))[segment == s]] = True
+            own = np.bincount(log.item, weight * inside[log.request], data.items)
+            columns.append(shrunken_share(own, columns[0]))
+        with np.errstate(divide="ignore"):
+            items = np.log(np.stack(columns, axis=1))
+        items[count == 0] = np.nan
+        return FittedPopularity(
+            items.astype(np.float32), SegmentEncoder(offsets, segment, np.asarray(segments))
+        )
+
+
+def shrunken_share(count: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(count + m share) / (n + m) of `count` [V], n in all, and everyone's `share` [V]; float64 [V].
+
+    Under a Dirichlet prior of m events, Pearson's statistic over its degrees of freedom is expected to be
+    (n + m) / (1 + m): solved for m, and m without bound where it is 1 or less.
+    """
+    some, n = share > 0, count.sum()
+    if n == 0 or some.sum() < 2:
+        return share
+    excess = ((count[some] - n * share[some]) ** 2 / (n * share[some])).sum() / (some.sum() - 1)
+    if excess <= 1:
+        return share
+    prior = max(n - excess, 1.0) / (excess - 1)
+    return (count + prior * share) / (n + prior)
+
+
+def _segments(tokens: Tokens | None, *, users: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ragged offsets int64 [U + 1] and segments int32 [N] of each user, and how many segments there are."""
+    if tokens is None:
+        return np.zeros(users + 1, np.int64), np.zeros(0, np.int32), 0
+    owner = np.repeat(np.arange(users), np.diff(tokens.offsets))
+    pairs = np.unique(np.stack((owner, tokens.id), axis=1), axis=0)
+    ids, counts = np.unique(pairs[:, 1], return_counts=True)
+    # What nearly everyone has tells nobody apart.
+    telling = np.flatnonzero((counts >= LEAST_USERS) & (counts < users))
+    kept = np.sort(ids[telling[np.argsort(-counts[telling], kind="stable")][:MOST_SEGMENTS]])
+    pairs = pairs[np.isin(pairs[:, 1], kept)]
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(pairs[:, 0], minlength=users)))).astype(np.int64)
+    return offsets, np.searchsorted(kept, pairs[:, 1]).astype(np.int32), len(kept)
+
+
+def _first_of_order(log: Histories) -> np.ndarray:
+    """Whether an event is the first one of its item in its order, bool [M]."""
+    by_pair = np.lexsort((log.order, log.item))
+    item, order = log.item[by_pair], log.order[by_pair]
+    first = np.ones(len(item), bool)
+    first[by_pair[1:]] = (item[1:] != item[:-1]) | (order[1:] != order[:-1])
+    return first
 
 
 @dataclass(frozen=True, slots=True)
 class PopularitySettings:
+    """Of the column in a release."""
+
     window_days: float = 28.0  # older events count nothing
     half_life_days: float = float("inf")  # inf = all events in the window count alike
 
@@ -23,14 +172,10 @@ class PopularitySettings:
 def popularity(interactions: Interactions, *, now: int, settings: PopularitySettings) -> np.ndarray:
     """Decayed number of orders with each item in the window before `now`; float32 [V], 0 = none."""
     log = interactions.histories
-    recent = (log.time < now) & (log.time >= now - settings.window_days * DAY)
-    item, order, time = log.item[recent], log.order[recent], log.time[recent]
-    by_pair = np.lexsort((order, item))
-    item, order, time = item[by_pair], order[by_pair], time[by_pair]
-    first = np.ones(len(item), bool)
-    first[1:] = (item[1:] != item[:-1]) | (order[1:] != order[:-1])
-    weight = np.exp2(-((now - time[first]) / DAY) / settings.half_life_days)
-    return np.bincount(item[first], weight, interactions.items).astype(np.float32)
+    recent = log.where((log.time < now) & (log.time >= now - settings.window_days * DAY))
+    first = _first_of_order(recent)
+    weight = np.exp2(-((now - recent.time[first]) / DAY) / settings.half_life_days)
+    return np.bincount(recent.item[first], weight, interactions.items).astype(np.float32)
 
 
 def propose_popular(

@@ -1,160 +1,220 @@
-"""Two-tower retrieval: a user is what they bought, an item is its id and its words, both unit vectors.
+"""Two-tower retrieval: a user is what they took, an item is its id and its content, both unit vectors.
 
-Decides the architecture and the loss. The user tower has no user id: it pools the embeddings of the
-history at several half-lives and adds user features, so that it serves anyone with an event, and
-exports as plain arrays (`UserEncoder`, numpy only: no torch where it serves). New items are encoded
-from their words alone, which id dropout prepares the item tower for. Does not know the training loop.
+Decides the architecture and the losses. The user tower pools the embeddings of the history, at several
+half-lives and by attention, and adds what else is known: dense features, attributes, the time of the
+request, a hashed id. Both towers share the item embedding. It exports as plain arrays (`UserEncoder`,
+numpy only: no torch where it serves). Items are encoded from content alone where nothing taught their
+id, which id dropout prepares the item tower for. It does not know the loop, nor how a batch is drawn.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
+from recsys.interactions import Tokens
 from recsys.models.two_tower_settings import TwoTowerSettings
-from recsys.models.user_encoder import UserEncoder, pooling_weights
-from recsys.types import Histories
+from recsys.models.user_encoder import UserEncoder
+from recsys.types import ragged_index
+
+HOURS, WEEKDAYS = 24, 7
+_NEVER = -1e4  # logit of what is no negative
+
+_Table = TypeVar("_Table", nn.Embedding, nn.EmbeddingBag)
 
 
 class TwoTower(nn.Module):
-    """Item tower: normalize(id + mean of tokens). User tower: normalize(W [pooled history, features] + b)."""
+    """Item tower: normalize(id + mean of tokens). User tower: normalize(W [pooled histories, features]
+    + b + id + mean of attributes + hour + weekday).
 
-    tokens_offsets: torch.Tensor
-    tokens: torch.Tensor
-    feature_mean: torch.Tensor
-    feature_scale: torch.Tensor
+    Attention weighs event j of a history by softmax((q + Q e_newest) . e_j + place_j), without Q and place
+    where histories have no order: as STAMP (Liu et al. 2018) it needs no candidate, so an index can serve.
+    """
 
     def __init__(
         self,
         *,
         items: int,
-        tokens_offsets: np.ndarray,
-        tokens: np.ndarray,
-        feature_mean: np.ndarray,
-        feature_scale: np.ndarray,
+        tokens: Tokens | None,
         settings: TwoTowerSettings,
+        feature_mean: np.ndarray | None = None,
+        feature_scale: np.ndarray | None = None,
+        attributes: bool = False,
     ):
-        """`tokens_offsets` int32 [V + 1] and `tokens` int32 [T] are the hashed words of all V titles;
-        `feature_mean` and `feature_scale` [F] standardize log(1 + |feature|)."""
+        """`tokens` are the content of all V items; `feature_mean` and `feature_scale` [F] standardize
+        log(1 + |feature|); `attributes` says whether users have any."""
         super().__init__()
+        d = settings.dimensions
         self.settings = settings
-        d, features = settings.dimensions, len(feature_mean)
-        pooled = len(settings.half_lives_days) * d
+        self.tokens = None if tokens is None else folded(tokens, settings.token_buckets)
+        self.feature_mean = np.zeros(0, np.float32) if feature_mean is None else feature_mean
+        self.feature_scale = np.ones(0, np.float32) if feature_scale is None else feature_scale
         self.id = nn.Embedding(items, d)
-        self.token = nn.EmbeddingBag(settings.token_buckets, d, mode="mean")
-        self.user = nn.Linear(pooled + features, d)
-        for embedding in (self.id, self.token):
-            nn.init.normal_(embedding.weight, std=0.1)
-        with torch.no_grad():  # start as the plain mean of what was bought
+        nn.init.normal_(self.id.weight, std=0.1)
+        if self.tokens is not None:
+            self.token = nn.EmbeddingBag(settings.token_buckets, d, mode="mean")
+            nn.init.normal_(self.token.weight, std=0.1)
+        pooled = len(settings.half_lives_days) + settings.attention
+        self.user = nn.Linear(pooled * d + len(self.feature_mean), d)
+        with torch.no_grad():  # start as the plain mean of what was taken
             self.user.weight.mul_(0.1)
-            for part in range(len(settings.half_lives_days)):
+            for part in range(pooled):
                 self.user.weight[:, part * d : (part + 1) * d] += torch.eye(d)
-        self.register_buffer("tokens_offsets", torch.as_tensor(tokens_offsets, dtype=torch.long))
-        self.register_buffer("tokens", torch.as_tensor(tokens, dtype=torch.long))
-        self.register_buffer("feature_mean", torch.as_tensor(feature_mean, dtype=torch.float32))
-        self.register_buffer("feature_scale", torch.as_tensor(feature_scale, dtype=torch.float32))
+        if settings.attention:
+            self.query = nn.Parameter(torch.zeros(d))
+            if settings.places:
+                self.query_newest = nn.Parameter(torch.zeros(d, d))
+                self.place = nn.Parameter(torch.zeros(settings.places))
+        if settings.user_buckets:
+            self.user_id = _nothing_yet(nn.Embedding(settings.user_buckets, d))
+        if attributes:
+            self.attribute = _nothing_yet(nn.EmbeddingBag(settings.attribute_buckets, d, mode="mean"))
+        if settings.context:
+            self.hour = _nothing_yet(nn.Embedding(HOURS, d))
+            self.weekday = _nothing_yet(nn.Embedding(WEEKDAYS, d))
 
-    def embed(self, items: torch.Tensor, *, keep_id: torch.Tensor | None = None) -> torch.Tensor:
-        """Item embeddings before normalization, [n, d]; `keep_id` bool [n] = False leaves out the id."""
-        start = self.tokens_offsets[items]
-        counts = self.tokens_offsets[items + 1] - start
-        before = torch.cumsum(counts, 0) - counts
-        flat = torch.repeat_interleave(start - before, counts) + torch.arange(int(counts.sum()))
-        words = self.token(self.tokens[flat], before)
-        ids = self.id(items)
-        return words + (ids if keep_id is None else ids * keep_id[:, None])
+    def embed(
+        self, rows: Tensor, tokens: Tensor | None, token_offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Ids [R, d] of items `rows` [R] and the mean of their content (ragged by `token_offsets` [R])."""
+        words = None if tokens is None else self.token(tokens, token_offsets)
+        return self.id(rows), words
 
-    def encode_users(
-        self, item: torch.Tensor, request: torch.Tensor, weights: torch.Tensor, features: torch.Tensor
-    ) -> torch.Tensor:
-        """Unit user vectors [B, d] from history events (`item`, `request` [M]; `weights` [H, M], which
-        sum to 1 over a request's events) and standardized `features` [B, F]."""
-        rows, inverse = torch.unique(item, return_inverse=True)
-        vectors = self.embed(rows)
-        pooled = [
-            torch.sparse.mm(
-                torch.sparse_coo_tensor(
-                    torch.stack((request, inverse)),
-                    weight,
-                    (len(features), len(rows)),
-                    check_invariants=False,
-                ),
-                vectors,
-            )
+    def encode_users(self, items: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Unit user vectors [B, d]; events are rows of `items` [R, d]."""
+        event, offsets = batch["event"], batch["event_offsets"]
+        weights = list(batch["weights"])
+        if self.settings.attention:
+            weights.append(self._attention(items[event], batch))
+        bags = [
+            functional.embedding_bag(event, items, offsets, mode="sum", per_sample_weights=weight)
             for weight in weights
         ]
-        return nn.functional.normalize(self.user(torch.cat([*pooled, features], dim=1)), dim=1)
+        user = self.user(torch.cat([*bags, batch["features"]], dim=1))
+        if "user" in batch:  # -1 = no id
+            user = user + self.user_id(batch["user"].clamp(min=0)) * (batch["user"] >= 0)[:, None]
+        if "attribute" in batch:
+            user = user + self.attribute(batch["attribute"], batch["attribute_offsets"])
+        if self.settings.context:
+            user = user + self.hour(batch["hour"]) + self.weekday(batch["weekday"])
+        return functional.normalize(user, dim=1)
 
-    def standardize(self, features: torch.Tensor) -> torch.Tensor:
-        """log(1 + |x|), standardized; NaN = the mean, 0."""
-        return torch.nan_to_num((torch.log1p(features.abs()) - self.feature_mean) / self.feature_scale)
+    def _attention(self, events: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Weight of each event [M] of `events` [M, d], summing to 1 over a history."""
+        owner, users, query = batch["event_owner"], len(batch["event_offsets"]), self.query
+        logit = (query * events).sum(1)
+        if self.settings.places:
+            place = batch["place"]
+            newest = events.new_zeros(users, events.shape[1])
+            newest = newest.index_copy(0, owner[place == 0], events[place == 0])
+            logit = logit + ((newest @ self.query_newest)[owner] * events).sum(1)
+            logit = logit + self.place[place.clamp(max=len(self.place) - 1)]
+        largest = logit.new_full((users,), -torch.inf).scatter_reduce(0, owner, logit.detach(), "amax")
+        strength = torch.exp(logit - largest[owner])
+        return strength / strength.new_zeros(users).index_add(0, owner, strength)[owner]
 
-    def loss(
-        self,
-        histories: Histories,
-        *,
-        now: np.ndarray,
-        user_features: np.ndarray,
-        targets_offsets: np.ndarray,
-        targets: np.ndarray,
-        sampled: np.ndarray,
-        masked: tuple[np.ndarray, np.ndarray],
-        probability: np.ndarray,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        """In-batch sampled softmax with logQ correction (Yi et al. 2019), mean over the positives.
+    def forward(self, **batch: Tensor) -> Tensor:
+        """The loss of a batch, mean over its P targets by weight.
 
-        `targets` [P] (ragged by `targets_offsets` [B + 1]) are the positives; `sampled` [S] are the items
-        that serve as each other's negatives (with repetition), drawn with `probability` float [V].
-        `masked` = (request [Z], item [Z]): pairs that are no negative of that request (its whole basket
-        and history: accidental hits).
+        `rows` [R] are the distinct items of the batch, `tokens`, `token_offsets` [R] their content and
+        `keep_id` [R] 0 for a candidate that must do without its id. Histories: `event` [M] (position in
+        rows), `event_owner` [M], `event_offsets` [B], `weights` [H, M], `place` [M] (0 = newest).
+        Users: `features` [B, F], and if the model has them `user` [B], `attribute` with
+        `attribute_offsets` [B], `hour`, `weekday` [B]. `target` [P] (position in rows), `owner` [P],
+        `target_weight` [P]; `pool` [N] (position in rows) are negatives for all, `log_expected` [N] the log
+        of how often each was to be expected there, `masked` flat positions of [B, N] that are none.
         """
-        weights = torch.from_numpy(
-            pooling_weights(histories, now=now, half_lives_days=self.settings.half_lives_days)
-        )
-        users = self.encode_users(
-            torch.from_numpy(histories.item).long(),
-            torch.from_numpy(histories.request),
-            weights,
-            self.standardize(torch.from_numpy(user_features)),
-        )
-        pool, multiplicity = np.unique(sampled, return_counts=True)
-        keep = torch.rand(len(pool), generator=generator) >= self.settings.id_dropout
-        vectors = nn.functional.normalize(self.embed(torch.from_numpy(pool).long(), keep_id=keep), dim=1)
-        logits = users @ vectors.T / self.settings.temperature
-        correction = np.log(multiplicity) - np.log(np.maximum(probability[pool], 1e-12))
-        as_negative = logits + torch.from_numpy(correction.astype(np.float32))
-        request, item = masked
-        place = np.searchsorted(pool, item)
-        hit = place < len(pool)
-        hit[hit] = pool[place[hit]] == item[hit]
-        mask = torch.zeros(as_negative.shape, dtype=torch.bool)
-        mask[torch.from_numpy(request[hit]), torch.from_numpy(place[hit])] = True
-        negatives = torch.logsumexp(as_negative.masked_fill(mask, -torch.inf), dim=1)
-        owner = torch.from_numpy(np.repeat(np.arange(len(now)), np.diff(targets_offsets)))
-        column = torch.from_numpy(np.searchsorted(pool, targets))
-        positive = logits[owner, column] - torch.from_numpy(
-            np.log(len(sampled) * np.maximum(probability[targets], 1e-12)).astype(np.float32)
-        )
-        # the positive stands in the softmax once, as one draw of its own, corrected like the negatives
-        negatives = negatives[owner] - float(np.log(len(sampled)))
-        return (torch.logaddexp(positive, negatives) - positive).mean()
+        ids, words = self.embed(batch["rows"], batch.get("tokens"), batch.get("token_offsets"))
+        users = self.encode_users(ids if words is None else ids + words, batch)
+        kept = ids * batch["keep_id"][:, None]
+        items = functional.normalize(kept if words is None else kept + words, dim=1)
+        cosine = users @ items[batch["pool"]].T
+        positive = (users[batch["owner"]] * items[batch["target"]]).sum(1)
+        if self.settings.loss == "softmax":
+            loss = self._softmax(positive.float(), cosine.float(), batch)
+        else:
+            loss = self._ccl(positive.float(), cosine.float(), batch)
+        return (loss * batch["target_weight"]).sum() / batch["target_weight"].sum()
+
+    def _softmax(self, positive: Tensor, cosine: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Sampled softmax: the sum over all items is estimated by the positive itself and the pool, each
+        entry over how often it was to be expected (logQ correction, Yi et al. 2019; the positive, which is
+        there for certain, is not corrected)."""
+        logits = cosine / self.settings.temperature - batch["log_expected"]
+        logits = logits.view(-1).index_fill(0, batch["masked"], _NEVER).view(logits.shape)
+        negatives = torch.logsumexp(logits, dim=1)[batch["owner"]]
+        return functional.softplus(negatives - positive / self.settings.temperature)
+
+    def _ccl(self, positive: Tensor, cosine: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cosine contrastive loss (Mao et al. 2021): 1 - positive + w mean(max(0, negative - margin))."""
+        excess = functional.relu(cosine - self.settings.margin)
+        excess = excess.view(-1).index_fill(0, batch["masked"], 0.0).view(excess.shape)
+        return 1 - positive + self.settings.negative_weight * excess.mean(1)[batch["owner"]]
 
     @torch.no_grad()
-    def item_vectors(self, items: int) -> np.ndarray:
-        """Unit vectors of rows 0 .. items - 1, float32 [items, d]."""
-        return nn.functional.normalize(self.embed(torch.arange(items)), dim=1).numpy()
+    def raw_items(self, items: int, taught: np.ndarray | None = None) -> np.ndarray:
+        """Embeddings of rows 0 .. items - 1 before normalization, float32 [items, d]; those that are not
+        `taught` bool [items] come from content alone, which is 0 where there is none."""
+        vectors = self.id.weight[:items].float().cpu().numpy().copy()
+        if taught is not None:
+            vectors[~taught[:items]] = 0
+        if self.tokens is not None:
+            offsets, tokens = self.content_of(np.arange(items))
+            where = self.token.weight.device
+            words = self.token(torch.from_numpy(tokens).to(where), torch.from_numpy(offsets).to(where))
+            vectors += words.float().cpu().numpy()
+        return vectors
 
-    @torch.no_grad()
-    def export(self, items: int) -> Mapping[str, np.ndarray]:
-        """The arrays of a `UserEncoder` that knows rows 0 .. items - 1."""
+    def content_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets int64 [R], tokens int64 [T]) of items `rows`, as `forward` takes them."""
+        assert self.tokens is not None
+        counts = np.diff(self.tokens.offsets)[rows].astype(np.int64)
+        tokens = self.tokens.id[ragged_index(self.tokens.offsets[rows], counts)]
+        return np.cumsum(counts) - counts, tokens.astype(np.int64)
+
+    def item_vectors(self, items: int, taught: np.ndarray | None = None) -> np.ndarray:
+        """Unit vectors of rows 0 .. items - 1, float32 [items, d]; 0 where nothing is known."""
+        vectors = self.raw_items(items, taught)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def export(self, items: int, taught: np.ndarray | None = None) -> UserEncoder:
+        """The encoder that knows rows 0 .. items - 1."""
+        d = self.settings.dimensions
+        none = {
+            "token": np.zeros((0, d), np.float32),
+            "query": np.zeros(0, np.float32),
+            "query_newest": np.zeros((0, 0), np.float32),
+            "place": np.zeros(0, np.float32),
+            "hour": np.zeros((0, d), np.float32),
+            "weekday": np.zeros((0, d), np.float32),
+        }
+        state = {name.removesuffix(".weight"): value for name, value in self.state_dict().items()}
+        given = {name: array_of(state[name]) for name in none if name in state}
         return UserEncoder(
-            history=self.embed(torch.arange(items)).numpy().copy(),
+            history=self.raw_items(items, taught),
             half_lives_days=np.array(self.settings.half_lives_days, np.float32),
-            weight=self.user.weight.numpy().copy(),
-            bias=self.user.bias.numpy().copy(),
-            feature_mean=self.feature_mean.numpy().copy(),
-            feature_scale=self.feature_scale.numpy().copy(),
-            token=self.token.weight.numpy().copy(),
-        ).arrays()
+            weight=array_of(state["user"]),
+            bias=array_of(state["user.bias"]),
+            feature_mean=self.feature_mean,
+            feature_scale=self.feature_scale,
+            **none | given,
+        )
+
+
+def folded(tokens: Tokens, buckets: int) -> Tokens:
+    """The same things with their tokens folded into `buckets`."""
+    return Tokens(tokens.offsets, (tokens.id % buckets).astype(np.int32))
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().float().cpu().numpy().copy()
+    return array
+
+
+def _nothing_yet(embedding: _Table) -> _Table:
+    """All zero: what is added to the user means nothing until it has learned something."""
+    nn.init.zeros_(embedding.weight)
+    return embedding

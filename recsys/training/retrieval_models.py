@@ -14,8 +14,10 @@ if TYPE_CHECKING:  # the command line imports this file for the names
 MODELS = {
     "popularity": "recsys.models.popularity:Popularity",
     "covisitation": "recsys.models.covisitation:Covisitation",
-    "ease": "recsys.models.item_to_item:Ease",
+    "ease": "recsys.models.ease:Ease",
+    "normalized_ease": "recsys.models.normalized_ease:NormalizedEase",
     "sparse_ease": "recsys.models.sparse_ease:SparseEase",
+    "graph_filter": "recsys.models.graph_filter:GraphFilter",
     "gf_cf": "recsys.models.graph_filter:GfCf",
     "bspm": "recsys.models.graph_filter:Bspm",
     "ials": "recsys.models.ials:Ials",

@@ -28,10 +28,8 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
 
 from recsys.errors import RecsysError, UnavailableError
-from recsys.interactions import Interactions, Tokens
 from recsys.models.ranker import RankingRows
-from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
-from recsys.training.two_tower import train_two_tower
+from recsys.training.loop import RESUME
 from recsys.types import offsets_of
 
 Arrays = Mapping[str, np.ndarray]
@@ -57,57 +55,6 @@ def train_data_parallel(
     """
     trainer = partial(_Torch, torch_config=TorchConfig(backend="gloo"))
     return _fit(trainer, loop, data=data, workers=workers, storage=storage, name=name, retries=retries)
-
-
-def train_two_tower_parallel(
-    interactions: Interactions,
-    *,
-    tokens: Tokens,
-    category: np.ndarray,
-    cutoffs: Sequence[int],
-    sizes: Sequence[int],
-    settings: TwoTowerTraining,
-    seed: int,
-    workers: int,
-    storage: str,
-    name: str,
-) -> list[TowerSnapshot]:
-    """`train_two_tower` on `workers` ranks: each takes its share of every batch."""
-    arguments = {
-        "interactions": interactions,
-        "tokens": tokens,
-        "category": category,
-        "cutoffs": list(cutoffs),
-        "sizes": list(sizes),
-        "settings": settings,
-        "seed": seed,
-    }
-    found = train_data_parallel(_two_tower_loop, data=arguments, workers=workers, storage=storage, name=name)
-    return [
-        TowerSnapshot(
-            cutoff=int(arrays["cutoff"]),
-            item_vectors=arrays["item_vectors"],
-            encoder={k.removeprefix("encoder."): v for k, v in arrays.items() if k.startswith("encoder.")},
-            loss=float(arrays["loss"]),
-        )
-        for arrays in found
-    ]
-
-
-def _two_tower_loop(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator[Arrays]:
-    """A snapshot holds no optimizer, so an interrupted run repeats its steps and skips what is saved."""
-    if len(done) == len(data["cutoffs"]):
-        return
-    rest = dict(data)
-    for number, snapshot in enumerate(train_two_tower(rest.pop("interactions"), **rest)):
-        if number >= len(done):
-            encoder = {f"encoder.{k}": np.asarray(v) for k, v in snapshot.encoder.items()}
-            yield {
-                "cutoff": np.array(snapshot.cutoff),
-                "item_vectors": snapshot.item_vectors,
-                "loss": np.array(snapshot.loss),
-                **encoder,
-            }
 
 
 def train_xgboost(
@@ -199,8 +146,8 @@ def _fit(
 
 
 def _on_worker(config: Mapping[str, Any]) -> None:
-    """Runs the loop on one rank. A checkpoint holds all snapshots so far: there are few, and a resumed
-    loop then needs the newest only."""
+    """Runs the loop on one rank. A checkpoint holds all snapshots so far, so that a resumed run needs the
+    newest only; what a loop needs to go on is kept of the last snapshot alone."""
     logging.getLogger().setLevel(logging.WARNING)  # Ray names a logger after a file: LoggingConfig misses it
     last = train.get_checkpoint()
     done: list[dict[str, np.ndarray]] = []
@@ -210,6 +157,8 @@ def _on_worker(config: Mapping[str, Any]) -> None:
     data = {key: ray.get(reference) for key, reference in config["data"].items()}
     first = train.get_context().get_world_rank() == 0
     for arrays in config["loop"](data, tuple(done)):
+        if done:
+            done[-1] = {key: array for key, array in done[-1].items() if not key.startswith(RESUME)}
         done.append(dict(arrays))
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None

@@ -11,7 +11,8 @@ import numpy as np
 
 from recsys.features.views import item_features
 from recsys.interactions import Interactions
-from recsys.models.item_to_item import BasketSettings, EaseSettings, baskets, ease
+from recsys.models.baskets import BasketSettings, baskets
+from recsys.models.ease import EaseSettings, ease
 from recsys.models.popularity import PopularitySettings, popularity
 from recsys.models.snapshot import Snapshot
 from recsys.models.two_tower_settings import TowerSnapshot

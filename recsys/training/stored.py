@@ -42,9 +42,7 @@ def save_fitted(folder: Path, fitted: Fitted, *, model: str, settings: str) -> P
 def load_fitted(path: Path) -> Fitted:
     """What was saved there. Raises ReleaseError when it is missing, altered or of another kind."""
     if not path.is_file():
-        raise ReleaseError(
-            f"no model at {path}: train one with jobs.train_retrieval --model"
-        )
+        raise ReleaseError(f"no model at {path}: train one with jobs.train_retrieval --model")
     if not path.stem.endswith(_digest(path)):
         raise ReleaseError(f"{path} is not what its name says (cut or altered): train it again")
     with np.load(path, allow_pickle=False) as stored:

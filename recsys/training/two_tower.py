@@ -1,66 +1,156 @@
-"""The training loop of the two-tower model: one run forwards through time, a snapshot at each cutoff.
+"""The two-tower's training: its batches, and the request path's run forwards through time.
 
-Decides what an example is (one order: the history strictly before it predicts its items), how recent
-orders are favored, and that a later cutoff continues from the earlier one instead of starting anew;
-a snapshot has seen no event at or after its cutoff. Plain torch: runs alone, or on each rank of an
-initialized `torch.distributed` group (gradients averaged, the same steps on every rank). No Ray.
+`TowerTask` makes batches of drawn examples for the loop. `train_two_tower` is one such training whose
+epochs end at cutoffs: a later cutoff goes on from the earlier one instead of starting anew, recent
+orders are favored, and a snapshot has seen no event at or after its cutoff. No Ray.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import distributed
 
 from recsys.features.histories import histories_at
 from recsys.features.views import USER_FEATURES, user_features
 from recsys.interactions import Interactions, Tokens
 from recsys.models.two_tower import TwoTower
-from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
-from recsys.types import DAY, offsets_of, ragged_index
+from recsys.models.two_tower_settings import Negatives, TowerSnapshot, TwoTowerTraining
+from recsys.models.user_encoder import clock, places, pooling_weights, standardize
+from recsys.training.examples import Drawn, Examples, NextOrders, Orders, orders_of, spread
+from recsys.training.loop import LoopSettings, train
+from recsys.training.negatives import draw_pool
+from recsys.types import ragged_index
+
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """One example for each order, by time; its lines are the runs of `line_item`."""
+class UserSide:
+    """What is known of U users beside their histories; None = nothing of that kind."""
 
-    user: np.ndarray  # int32 [E]
-    time: np.ndarray  # int64 [E]
-    offsets: np.ndarray  # int32 [E + 1]
-    line_item: np.ndarray  # int32 [L]
-    line_new: np.ndarray  # bool [L] the user had not bought it before this order
+    bucket: np.ndarray | None = None  # int64 [U] of the hashed id
+    attributes: Tokens | None = None  # folded
 
 
-def order_examples(interactions: Interactions) -> Examples:
-    """The orders of the log, oldest first; an item on several lines of an order counts once."""
-    log = interactions.histories
-    user = log.request
-    by_order = np.lexsort((log.item, log.order, user))
-    same = np.zeros(len(user), bool)
-    u, o, i = user[by_order], log.order[by_order], log.item[by_order]
-    same[1:] = (u[1:] == u[:-1]) & (o[1:] == o[:-1]) & (i[1:] == i[:-1])
-    rows = by_order[~same]
-    user, order, item = user[rows], log.order[rows], log.item[rows]
-    start = np.ones(len(rows), bool)
-    start[1:] = (user[1:] != user[:-1]) | (order[1:] != order[:-1])
-    first = np.flatnonzero(start)
-    time = np.minimum.reduceat(log.time[rows], first) if len(first) else np.zeros(0, np.int64)
-    counts = np.diff(np.append(first, len(rows)))
-    by_pair = np.lexsort((np.repeat(time, counts), item, user))  # the first order of each pair is news
-    new = np.zeros(len(rows), bool)
-    fresh = np.ones(len(rows), bool)
-    fresh[1:] = (user[by_pair][1:] != user[by_pair][:-1]) | (item[by_pair][1:] != item[by_pair][:-1])
-    new[by_pair[fresh]] = True
-    by_time = np.argsort(time, kind="stable")
-    lines = ragged_index(first[by_time], counts[by_time])
-    return Examples(
-        user=user[first[by_time]].astype(np.int32),
-        time=time[by_time],
-        offsets=offsets_of(counts[by_time]),
-        line_item=item[lines],
-        line_new=new[lines],
-    )
+@dataclass(slots=True)
+class Batches:
+    """Batches of one set of examples for one model; `features` float32 [E, F] are the examples' own."""
+
+    model: TwoTower
+    examples: Examples
+    negatives: Negatives
+    taught: np.ndarray  # bool [V] items that may have a say: the id of others stays out
+    users: UserSide = field(default_factory=UserSide)
+    features: np.ndarray | None = None
+    expected: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.expected = self.examples.expected(len(self.taught))
+
+    def of(self, picked: np.ndarray, rng: np.random.Generator) -> Batch:
+        """One batch of the examples `picked` [b], as `TwoTower.forward` takes it."""
+        settings = self.model.settings
+        drawn = self.examples.draw(picked, rng)
+        pool = draw_pool(
+            drawn,
+            settings=self.negatives,
+            taught=np.flatnonzero(self.taught),
+            expected=self.expected,
+            rng=rng,
+        )
+        histories = drawn.histories
+        rows, position = np.unique(
+            np.concatenate((histories.item, drawn.target, pool.items)), return_inverse=True
+        )
+        event, target, in_pool = np.split(position, np.cumsum((len(histories.item), len(drawn.target))))
+        keep = (rng.random(len(rows)) >= settings.id_dropout) & self.taught[rows]
+        if self.model.tokens is None:
+            keep[:] = True  # an item is its id, and nothing else
+        features = np.zeros((len(picked), 0), np.float32)
+        if self.features is not None:
+            features = standardize(
+                self.features[drawn.example], mean=self.model.feature_mean, scale=self.model.feature_scale
+            )
+        batch = {
+            "rows": rows.astype(np.int64),
+            "keep_id": keep.astype(np.float32),
+            "event": event,
+            "event_owner": histories.request,
+            "event_offsets": histories.offsets[:-1].astype(np.int64),
+            "place": places(histories),
+            "weights": pooling_weights(histories, now=drawn.now, half_lives_days=settings.half_lives_days),
+            "features": features,
+            "target": target,
+            "owner": drawn.owner,
+            "target_weight": drawn.weight,
+            "pool": in_pool,
+            "log_expected": pool.log_expected,
+            "masked": pool.masked,
+            **self._of_users(drawn, rng),
+        }
+        if self.model.tokens is not None:
+            batch["token_offsets"], batch["tokens"] = self.model.content_of(rows)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _of_users(self, drawn: Drawn, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+        settings, found = self.model.settings, {}
+        if settings.user_buckets and self.users.bucket is not None:
+            known = rng.random(len(drawn.user)) >= settings.user_dropout
+            found["user"] = np.where(known, self.users.bucket[drawn.user], -1)
+        if self.users.attributes is not None:
+            given = self.users.attributes
+            counts = np.diff(given.offsets)[drawn.user].astype(np.int64)
+            found["attribute"] = given.id[ragged_index(given.offsets[drawn.user], counts)].astype(np.int64)
+            found["attribute_offsets"] = np.cumsum(counts) - counts
+        if settings.context:
+            found["hour"], found["weekday"] = clock(drawn.now)
+        return found
+
+
+@dataclass(slots=True)
+class _Run:
+    """A `Task`: each epoch is the training up to one cutoff."""
+
+    module: TwoTower
+    interactions: Interactions
+    orders: Orders
+    cutoffs: Sequence[int]
+    settings: TwoTowerTraining
+    features: np.ndarray  # float32 [E, F] of the orders
+    taught: np.ndarray = field(init=False)  # bool [V] taken before the cutoff
+    batches: Batches = field(init=False)
+    order: np.ndarray = field(init=False)  # int64 [steps * batch] examples
+
+    @property
+    def epochs(self) -> int:
+        return len(self.cutoffs)
+
+    def begin(self, epoch: int, rng: np.random.Generator) -> int:
+        settings, cutoff = self.settings, self.cutoffs[epoch]
+        examples = NextOrders.until(
+            cutoff,
+            interactions=self.interactions,
+            orders=self.orders,
+            half_life_days=settings.example_half_life_days,
+            repeat_share=settings.repeat_share,
+            targets=settings.targets,
+            max_history=settings.max_history,
+            hide_history=True,
+        )
+        log = self.interactions.histories
+        self.taught = np.bincount(log.item[log.time < cutoff], minlength=self.interactions.items) > 0
+        self.batches = Batches(self.module, examples, settings.negatives, self.taught, features=self.features)
+        steps = settings.steps_more if epoch else settings.steps
+        self.order = spread(examples.chance, steps * settings.batch, rng)
+        return steps
+
+    def batch(self, step: int, rng: np.random.Generator, *, rank: int, ranks: int) -> Batch:
+        size = self.settings.batch
+        return self.batches.of(self.order[step * size : (step + 1) * size][rank::ranks], rng)
+
+    def validate(self) -> float:
+        return float("nan")
 
 
 def train_two_tower(
@@ -72,96 +162,55 @@ def train_two_tower(
     sizes: Sequence[int],
     settings: TwoTowerTraining,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    start: Mapping[str, np.ndarray] | None = None,
+    progress: Callable[[float, float], None] = lambda share, loss: None,
 ) -> Iterator[TowerSnapshot]:
     """A `TowerSnapshot` for each of `cutoffs` (epoch seconds, ascending), trained on earlier events only.
 
     `sizes` says how many leading item rows each snapshot covers: those published before its cutoff.
-
     `tokens` are the hashed title words and `category` int32 [V] the categories of all V items.
-    `progress(step, steps, loss)` is called after each step. Raises ValueError for cutoffs that do not
-    ascend or that no order precedes.
+    `start` is the `resume` of the last snapshot there is: only those after it follow. `progress(share, loss)`
+    is called after each step. Raises ValueError for cutoffs that do not ascend or that no order precedes.
     """
     if list(cutoffs) != sorted(set(cutoffs)):
         raise ValueError(f"cutoffs must ascend, got {list(cutoffs)}")
-    examples = order_examples(interactions)
-    if not len(examples.time) or examples.time[0] >= cutoffs[0]:
+    orders = orders_of(interactions)
+    if not len(orders.time) or orders.time[0] >= cutoffs[0]:
         raise ValueError(f"no order before the first cutoff {cutoffs[0]}: nothing to train on")
-    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _parallel() else (0, 1)
-    features = _example_features(interactions, examples, category, settings, until=cutoffs[-1])
+    features = _order_features(interactions, orders, category, until=cutoffs[-1])
     torch.manual_seed(seed)
-    known = examples.time < cutoffs[0]
+    scale = _standardization(features[orders.time < cutoffs[0]])
     model = TwoTower(
         items=interactions.items,
-        tokens_offsets=tokens.offsets,
-        tokens=tokens.id,
-        **_standardization(features[known]),
+        tokens=tokens,
         settings=settings.model,
+        feature_mean=scale["feature_mean"],
+        feature_scale=scale["feature_scale"],
     )
-    draw = np.random.default_rng(seed)  # alike on every rank, so that each takes its share of one batch
-    own = torch.Generator().manual_seed(seed * 1000 + rank)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    total = settings.steps + settings.steps_more * (len(cutoffs) - 1)
-    done = 0
-    for cutoff, size in zip(cutoffs, sizes, strict=True):
-        steps = settings.steps if cutoff == cutoffs[0] else settings.steps_more
-        chance, kept = _chances(examples, cutoff, settings)
-        cumulative = np.cumsum(chance)
-        probability = _target_probability(examples, chance, kept, settings.targets, interactions.items)
-        losses = []
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 - 0.9 * step / steps)
-            picked = np.searchsorted(cumulative, draw.random(settings.batch) * cumulative[-1], side="right")
-            mine = np.minimum(picked[rank::ranks], len(chance) - 1)
-            loss = _loss(model, interactions, examples, mine, features, kept, probability, settings, own)
-            optimizer.zero_grad()
-            loss.backward()
-            if ranks > 1:
-                _average_gradients(model, ranks)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            done += 1
-            if progress:
-                progress(done, total, losses[-1])
+    run = _Run(model, interactions, orders, cutoffs, settings, features)
+    loop = LoopSettings(settings.learning_rate, settings.weight_decay, every_epoch_anew=True)
+    for checkpoint in train(run, settings=loop, seed=seed, start=start, progress=progress):
+        number = int(checkpoint["epoch"])
+        size = sizes[number]
         yield TowerSnapshot(
-            cutoff, model.item_vectors(size), model.export(size), float(np.mean(losses[-20:]))
+            cutoff=cutoffs[number],
+            item_vectors=model.item_vectors(size, run.taught),
+            encoder=model.export(size, run.taught).arrays(),
+            loss=float(checkpoint["loss"]),
+            resume=checkpoint,
         )
 
 
-def _parallel() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _average_gradients(model: torch.nn.Module, ranks: int) -> None:
-    """One all-reduce of all gradients, flattened."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    distributed.all_reduce(flat)
-    flat /= ranks
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-
-
-def _example_features(
-    interactions: Interactions,
-    examples: Examples,
-    category: np.ndarray,
-    settings: TwoTowerTraining,
-    *,
-    until: int,
+def _order_features(
+    interactions: Interactions, orders: Orders, category: np.ndarray, *, until: int
 ) -> np.ndarray:
     """`USER_FEATURES` just before each order, float32 [E, F]; in blocks, to bound memory. Orders from
     `until` on are never drawn and stay NaN."""
-    table = np.full((len(examples.time), len(USER_FEATURES)), np.nan, np.float32)
-    for start in range(0, int((examples.time < until).sum()), 4096):
+    table = np.full((len(orders.time), len(USER_FEATURES)), np.nan, np.float32)
+    for start in range(0, int((orders.time < until).sum()), 4096):
         rows = slice(start, start + 4096)
-        histories = histories_at(interactions, users=examples.user[rows], now=examples.time[rows])
-        table[rows] = user_features(histories, now=examples.time[rows], category=category)
+        histories = histories_at(interactions, users=orders.user[rows], now=orders.time[rows])
+        table[rows] = user_features(histories, now=orders.time[rows], category=category)
     return table
 
 
@@ -174,68 +223,3 @@ def _standardization(features: np.ndarray) -> dict[str, np.ndarray]:
     scale = np.maximum(scale, 0.1)
     scale[USER_FEATURES.index("top_category")] = np.inf
     return {"feature_mean": mean.astype(np.float32), "feature_scale": scale.astype(np.float32)}
-
-
-def _chances(examples: Examples, cutoff: int, settings: TwoTowerTraining) -> tuple[np.ndarray, np.ndarray]:
-    """Chance of each example to be drawn (0 at or after the cutoff, or with no target at all), float64
-    [E], and the weight of each line as a target, float64 [L]."""
-    kept = np.where(examples.line_new, 1.0, settings.repeat_share)
-    age = (cutoff - examples.time) / DAY
-    owner = np.repeat(np.arange(len(examples.time)), np.diff(examples.offsets))
-    weight = np.bincount(owner, kept, len(age))
-    chance = np.where(age > 0, np.exp2(-np.maximum(age, 0) / settings.example_half_life_days), 0)
-    return chance * np.minimum(weight, settings.targets), kept
-
-
-def _target_probability(
-    examples: Examples, chance: np.ndarray, kept: np.ndarray, targets: int, items: int
-) -> np.ndarray:
-    """Probability of each item among the drawn targets, float64 [V]: the Q of the logQ correction."""
-    owner = np.repeat(np.arange(len(chance)), np.diff(examples.offsets))
-    weight = np.bincount(owner, kept, len(chance))
-    expected = kept * np.minimum(1, targets / np.maximum(weight, 1e-9))[owner]
-    total = np.bincount(examples.line_item, expected * chance[owner], items)
-    return total / total.sum()
-
-
-def _loss(
-    model: TwoTower,
-    interactions: Interactions,
-    examples: Examples,
-    picked: np.ndarray,
-    features: np.ndarray,
-    kept: np.ndarray,
-    probability: np.ndarray,
-    settings: TwoTowerTraining,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Loss of the examples `picked` [b]: draws their targets and masks what is no negative."""
-    now = examples.time[picked]
-    histories = histories_at(
-        interactions, users=examples.user[picked], now=now, max_history=settings.max_history
-    )
-    counts = np.diff(examples.offsets)[picked]
-    lines = ragged_index(examples.offsets[picked], counts)
-    owner = np.repeat(np.arange(len(picked)), counts)
-    items = examples.line_item[lines]
-    # weighted draw without replacement (Efraimidis and Spirakis): the largest u^(1/w) of each order
-    u = torch.rand(len(lines), generator=generator, dtype=torch.float64).numpy()
-    key = np.log(u) / np.maximum(kept[lines], 1e-9)
-    key[u > np.where(kept[lines] < 1, kept[lines], 1)] -= 1e12  # a repeat is a target with its chance only
-    order = np.lexsort((-key, owner))
-    position = np.arange(len(order)) - (np.cumsum(counts) - counts)[owner[order]]
-    chosen = order[(position < settings.targets) & (key[order] > -1e11)]
-    return model.loss(
-        histories,
-        now=now,
-        user_features=features[picked],
-        targets_offsets=offsets_of(np.bincount(owner[chosen], minlength=len(picked))),
-        targets=items[chosen],
-        sampled=items[chosen],
-        masked=(
-            np.concatenate((histories.request, owner)),
-            np.concatenate((histories.item, items)),
-        ),
-        probability=probability,
-        generator=generator,
-    )

@@ -1,4 +1,4 @@
-"""`recsys evaluate` as a person and a script meet it: the table, the JSON line last, the errors in one line."""
+"""`recsys evaluate` as people and scripts meet it: the table, the JSON line last, errors in one line."""
 
 import json
 import sqlite3

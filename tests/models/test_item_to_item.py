@@ -1,12 +1,11 @@
-"""Item-to-item tables: fast scoring against the slow definition, EASE against its formula."""
+"""Item-to-item tables: fast scoring against the slow definition, which pairs teach, how rows are cut."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.interactions import Interactions
-from recsys.models.item_to_item import BasketSettings, EaseSettings, ItemTable, baskets, ease
+from recsys.models.item_to_item import ItemTable, pair_matrix, table_of, truncate, truncate_sparse
 from recsys.types import Histories, offsets_of
 
 
@@ -44,7 +43,8 @@ def test_fast_scores_equal_slow_ones(seed):
 
 def test_a_score_does_not_depend_on_batch_mates():
     log = random_log(3)
-    table = ease(log, settings=EaseSettings(regularization=2, neighbors=5))
+    rng = np.random.default_rng(3)
+    table = truncate(rng.normal(size=(12, 12)).astype(np.float32), np.arange(12), items=12, k=5)
     weights = np.linspace(0.1, 1, len(log)).astype(np.float32)
     together = table.score(log.histories, weights=weights).toarray()
     for user in (0, 7, 29):
@@ -53,63 +53,39 @@ def test_a_score_does_not_depend_on_batch_mates():
         np.testing.assert_array_equal(table.score(alone, weights=own).toarray()[0], together[user])
 
 
-def test_ease_is_the_closed_form():
-    log = random_log(1)
-    bought = np.zeros((len(log.user_ids), log.items))
-    bought[log.histories.request, log.histories.item] = 1
-    precision = np.linalg.inv(bought.T @ bought + 3 * np.eye(log.items))
-    expected = -precision / np.diag(precision)
-    np.fill_diagonal(expected, 0)
-    table = ease(log, settings=EaseSettings(regularization=3, neighbors=log.items))
-    np.testing.assert_allclose(table.matrix.toarray(), expected, atol=1e-5)
+def test_a_cut_row_keeps_its_largest_magnitudes():
+    rng = np.random.default_rng(0)
+    full, active = rng.normal(size=(6, 6)).astype(np.float32), np.array([0, 2, 3, 5, 7, 8])
+    table = truncate(full, active, items=10, k=3)
+    dense = table.matrix.toarray()[np.ix_(active, active)]
+    for row in range(6):
+        kept = np.argsort(-np.abs(full[row]))[:3]
+        np.testing.assert_array_equal(np.flatnonzero(dense[row]), np.sort(kept))
+        np.testing.assert_array_equal(dense[row, kept], full[row, kept])
+    assert (table.neighbor[[1, 4, 6, 9]] == -1).all()
+    by_blocks = table_of(lambda a, b: full[a:b], active, items=10, k=3)
+    np.testing.assert_array_equal(by_blocks.neighbor, table.neighbor)
 
 
-def test_truncated_ease_keeps_the_largest_magnitudes():
-    log = random_log(1)
-    full = ease(log, settings=EaseSettings(regularization=3, neighbors=log.items)).matrix.toarray()
-    cut = ease(log, settings=EaseSettings(regularization=3, neighbors=3))
-    for item in range(log.items - 1):
-        expected = np.sort(np.abs(full[item]))[-3:]
-        np.testing.assert_allclose(np.sort(np.abs(cut.weight[item])), expected, atol=1e-5)
-
-
-def test_basket_weights_by_hand():
-    histories = Histories(
-        np.array([0, 4, 6], np.int32),
-        np.array([0, 1, 0, 0, 0, 2], np.int32),
-        np.arange(6, dtype=np.int64),
-        np.ones(6, np.float32),
-        np.ones(6, np.float32),
-        np.array([1, 1, 2, 2, 3, 3], np.int64),  # order 2 holds item 0 on two lines
+def test_a_cut_sparse_row_keeps_its_largest_positive_weights():
+    table = truncate_sparse(
+        np.array([0, 0, 0, 2]), np.array([1, 2, 3, 0]), np.array([0.5, 2.0, -1.0, 1.0]), items=4, k=2
     )
-    log = Interactions(np.array(["a", "b"], object), histories, 4)
-    table = baskets(log, settings=BasketSettings(damping=0.5, shrinkage=1, min_orders=1, neighbors=2))
-    weights = table.matrix.toarray()
-    assert weights[0, 1] == pytest.approx(1 / (3 + 1) / 1)  # 3 orders with item 0, one of them with item 1
-    assert weights[1, 0] == pytest.approx(1 / (1 + 1) / np.sqrt(3))
-    assert weights[1, 2] == 0
-    assert (table.neighbor[3] == -1).all()  # nobody bought it
-    strict = baskets(log, settings=BasketSettings(min_orders=2))
-    assert strict.matrix.nnz == 0  # no two items share two orders
+    np.testing.assert_array_equal(table.neighbor, [[2, 1], [-1, -1], [0, -1], [-1, -1]])
 
 
-@pytest.mark.parametrize("make", [ease, baskets])
-def test_empty_log_and_one_item(make):
-    given = {"settings": EaseSettings() if make is ease else BasketSettings()}
-    nobody = Interactions(np.array(["a"], object), Histories.empty(1), 3)
-    assert (make(nobody, **given).neighbor == -1).all()
-    one = Interactions(
-        np.array(["a"], object),
-        Histories(
-            np.array([0, 1], np.int32),
-            np.array([0], np.int32),
-            np.array([5], np.int64),
-            np.ones(1, np.float32),
-            np.ones(1, np.float32),
-            np.array([1], np.int64),
-        ),
-        1,
+def test_a_pair_counts_once_with_its_largest_weight():
+    log = Histories(
+        np.array([0, 3, 4], np.int32),
+        np.array([1, 1, 0, 2], np.int32),
+        np.arange(4, dtype=np.int64),
+        np.ones(4, np.float32),
+        np.ones(4, np.float32),
+        np.arange(4, dtype=np.int64),
     )
-    table = make(one, **given)
-    assert (table.neighbor == -1).all()
-    assert table.score(one.histories, weights=np.ones(1, np.float32)).nnz == 0
+    users = np.array(["a", "b"], object)
+    even = pair_matrix(Interactions(users, log, 4)).toarray()
+    np.testing.assert_array_equal(even, [[1, 1, 0, 0], [0, 0, 1, 0]])
+    weight = np.array([1, 3, 2, 0], np.float32)
+    weighted = pair_matrix(Interactions(users, log, 4, weight=weight)).toarray()
+    np.testing.assert_array_equal(weighted, [[1, 1.5, 0, 0], [0, 0, 0, 0]])  # the mean weight is 2

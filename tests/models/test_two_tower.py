@@ -1,29 +1,41 @@
 """The torch towers and the numpy encoder that serves in their place give the same vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from recsys.interactions import Tokens
 from recsys.models.two_tower import TwoTower, TwoTowerSettings
-from recsys.models.user_encoder import UserEncoder, pooling_weights
+from recsys.models.user_encoder import UserEncoder, clock, places, pooling_weights, standardize
 from recsys.types import DAY, Histories, offsets_of
 
 ITEMS, FEATURES, NOW = 20, 5, 1_300_000_000
+SETTINGS = TwoTowerSettings(dimensions=16, token_buckets=50, places=3, context=True)
+
+
+def tower(settings: TwoTowerSettings = SETTINGS) -> TwoTower:
+    """With content, and nothing at its start: every part has something to say."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, ITEMS)  # some items have no token
+    model = TwoTower(
+        items=ITEMS,
+        tokens=Tokens(offsets_of(counts), rng.integers(0, 500, counts.sum()).astype(np.int32)),
+        feature_mean=np.zeros(FEATURES, np.float32),
+        feature_scale=np.array([1, 2, 1, 1, np.inf], np.float32),  # the last one is not used
+        settings=settings,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
 
 
 @pytest.fixture
 def model() -> TwoTower:
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 4, ITEMS)  # some titles have no token
-    return TwoTower(
-        items=ITEMS,
-        tokens_offsets=offsets_of(counts),
-        tokens=rng.integers(0, 50, counts.sum()).astype(np.int32),
-        feature_mean=np.zeros(FEATURES, np.float32),
-        feature_scale=np.array([1, 2, 1, 1, np.inf], np.float32),  # the last one is not used
-        settings=TwoTowerSettings(dimensions=16, token_buckets=50),
-    )
+    return tower()
 
 
 def some_histories(counts: list[int], seed: int = 0) -> Histories:
@@ -40,32 +52,72 @@ def some_histories(counts: list[int], seed: int = 0) -> Histories:
     )
 
 
-def test_torch_and_numpy_agree(model):
+def user_batch(
+    model: TwoTower, histories: Histories, now: np.ndarray, features: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """The user's half of a batch; its rows are all items."""
+    hour, weekday = clock(now)
+    found = {
+        "event": histories.item.astype(np.int64),
+        "event_owner": histories.request,
+        "event_offsets": histories.offsets[:-1].astype(np.int64),
+        "place": places(histories),
+        "weights": pooling_weights(histories, now=now, half_lives_days=model.settings.half_lives_days),
+        "features": standardize(features, mean=model.feature_mean, scale=model.feature_scale),
+        "hour": hour,
+        "weekday": weekday,
+    }
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        replace(SETTINGS, attention=False),
+        replace(SETTINGS, places=0, context=False),
+        replace(SETTINGS, half_lives_days=(float("inf"),)),
+        replace(SETTINGS, half_lives_days=()),
+    ],
+    ids=["all", "no attention", "sets", "mean", "attention alone"],
+)
+def test_torch_and_numpy_agree(settings):
+    model = tower(settings)
     histories = some_histories([3, 0, 1, 40])
-    now = np.full(4, NOW)
+    now = NOW + np.array([0, 5000, 100_000, 900_000])
     features = np.random.default_rng(1).normal(size=(4, FEATURES)).astype(np.float32) * 100
     features[1] = np.nan
-    weights = torch.from_numpy(
-        pooling_weights(histories, now=now, half_lives_days=model.settings.half_lives_days)
-    )
     with torch.no_grad():
-        expected = model.encode_users(
-            torch.from_numpy(histories.item).long(),
-            torch.from_numpy(histories.request),
-            weights,
-            model.standardize(torch.from_numpy(features)),
-        ).numpy()
-    encoder = UserEncoder.from_arrays(model.export(ITEMS))
+        items = torch.from_numpy(model.raw_items(ITEMS))
+        expected = model.encode_users(items, user_batch(model, histories, now, features)).numpy()
+    encoder = UserEncoder.from_arrays(model.export(ITEMS).arrays())
     found = encoder.encode(histories, now=now, user_features=features)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert found.dtype == np.float32
 
 
+def test_attention_is_a_softmax_over_each_history(model):
+    """By its definition, event by event."""
+    histories = some_histories([4, 0, 2])
+    encoder = model.export(ITEMS)
+    expected = []
+    for user in range(3):
+        events = range(histories.offsets[user], histories.offsets[user + 1])
+        vectors = [encoder.history[histories.item[e]] for e in events]
+        if not vectors:
+            continue
+        query = encoder.query + vectors[-1] @ encoder.query_newest
+        age = [len(vectors) - 1 - n for n in range(len(vectors))]
+        strength = np.exp([v @ query + encoder.place[min(a, 2)] for v, a in zip(vectors, age)])
+        expected += list(strength / strength.sum())
+    np.testing.assert_allclose(encoder._attention(histories), expected, rtol=1e-4)
+
+
 def test_a_vector_does_not_depend_on_batch_mates(model):
     histories = some_histories([3, 0, 5])
     features = np.random.default_rng(1).normal(size=(3, FEATURES)).astype(np.float32)
-    encoder = UserEncoder.from_arrays(model.export(ITEMS))
+    encoder = model.export(ITEMS)
     together = encoder.encode(histories, now=np.full(3, NOW), user_features=features)
     order = np.array([2, 0, 1])
     apart = encoder.encode(histories.take(order), now=np.full(3, NOW), user_features=features[order])
@@ -74,12 +126,8 @@ def test_a_vector_does_not_depend_on_batch_mates(model):
 
 def test_items_younger_than_the_encoder_count_nothing(model):
     histories = some_histories([4, 2])
-    encoder = UserEncoder.from_arrays(model.export(10))
-    old = histories.item < 10
-    only_old = Histories(
-        offsets_of(np.bincount(histories.request[old], minlength=2)),
-        *(getattr(histories, c)[old] for c in Histories.COLUMNS),
-    )
+    encoder = model.export(10)
+    only_old = histories.where(histories.item < 10)
     features = np.zeros((2, FEATURES), np.float32)
     np.testing.assert_array_equal(
         encoder.encode(histories, now=np.full(2, NOW), user_features=features),
@@ -87,15 +135,18 @@ def test_items_younger_than_the_encoder_count_nothing(model):
     )
 
 
-def test_new_items_are_encoded_from_words_alone(model):
-    with torch.no_grad():
-        model.id.weight.zero_()  # then an id adds nothing, and both ways must agree
-    encoder = UserEncoder.from_arrays(model.export(ITEMS))
-    offsets, tokens = model.tokens_offsets.numpy(), model.tokens.numpy()
+def test_items_that_nothing_taught_are_encoded_from_content_alone(model):
+    taught = np.arange(ITEMS) % 2 == 0
+    encoder = model.export(ITEMS, taught)
+    offsets, tokens = model.tokens.offsets, model.tokens.id
     vectors = encoder.encode_new_items(offsets=offsets, tokens=tokens)
     worded = np.diff(offsets) > 0
-    np.testing.assert_allclose(vectors[worded], model.item_vectors(ITEMS)[worded], atol=1e-5)
+    found = model.item_vectors(ITEMS, taught)
+    np.testing.assert_allclose(found[worded & ~taught], vectors[worded & ~taught], atol=1e-5)
+    np.testing.assert_array_equal(found[taught], model.item_vectors(ITEMS)[taught])
     assert np.isnan(vectors[~worded]).all()
+    assert (found[~worded & ~taught] == 0).all()
+    assert (encoder.history[~worded & ~taught] == 0).all()
 
 
 def test_pooling_weights_halve_with_age_and_survive_a_long_absence():
@@ -108,34 +159,78 @@ def test_pooling_weights_halve_with_age_and_survive_a_long_absence():
         np.ones(2, np.float32),
         np.arange(2, dtype=np.int64),
     )
-    weights = pooling_weights(histories, now=np.array([10**12]), half_lives_days=(10.0,))
-    np.testing.assert_allclose(weights, [[1 / 3, 2 / 3]], rtol=1e-5)
+    weights = pooling_weights(histories, now=np.array([10**12]), half_lives_days=(10.0, float("inf")))
+    np.testing.assert_allclose(weights, [[1 / 3, 2 / 3], [1 / 2, 1 / 2]], rtol=1e-5)
 
 
-def test_loss_falls_when_users_move_towards_their_targets_and_masked_items_are_no_negatives(model):
+def test_places_and_the_clock():
+    assert places(some_histories([3, 0, 2])).tolist() == [2, 1, 0, 1, 0]
+    hour, weekday = clock(np.array([0, 3600 * 25 + 59]))  # 1970-01-01 was a Thursday
+    assert hour.tolist() == [0, 1]
+    assert weekday.tolist() == [0, 1]
+
+
+def loss_of(model: TwoTower, *, masked: list[tuple[int, int]], log_expected: float = 0.0) -> torch.Tensor:
+    """Two users, who want item 1 and item 2; the pool is items 1, 2 and 3."""
     histories = some_histories([5, 5])
+    offsets, tokens = model.content_of(np.arange(ITEMS))
+    batch = {
+        "rows": np.arange(ITEMS),
+        "tokens": tokens,
+        "token_offsets": offsets,
+        "keep_id": np.ones(ITEMS, np.float32),
+        "target": np.array([1, 2]),
+        "owner": np.array([0, 1]),
+        "target_weight": np.ones(2, np.float32),
+        "pool": np.array([1, 2, 3]),
+        "log_expected": np.full(3, log_expected, np.float32),
+        "masked": np.array([request * 3 + item - 1 for request, item in masked], np.int64),
+    }
+    users = user_batch(model, histories, np.full(2, NOW), np.zeros((2, FEATURES), np.float32))
+    return model(**users, **{name: torch.from_numpy(array) for name, array in batch.items()})
 
-    def loss(masked):
-        return model.loss(
-            histories,
-            now=np.full(2, NOW),
-            user_features=np.zeros((2, FEATURES), np.float32),
-            targets_offsets=np.array([0, 1, 2]),
-            targets=np.array([1, 2]),
-            sampled=np.array([1, 2]),
-            masked=masked,
-            probability=np.full(ITEMS, 1 / ITEMS),
-            generator=torch.Generator().manual_seed(0),
-        )
 
-    own = (np.array([0, 1]), np.array([1, 2]))
-    everything = (np.array([0, 0, 1, 1]), np.array([1, 2, 1, 2]))
-    assert float(loss(own).detach()) > 0
-    assert float(loss(everything).detach()) == pytest.approx(0, abs=1e-6)  # no negative is left
-    before = float(loss(own).detach())
+OWN, EVERYTHING = [(0, 1), (1, 2)], [(r, i) for r in range(2) for i in (1, 2, 3)]
+
+
+def test_the_softmax_is_its_definition(model):
+    """-log of the positive's share, the negatives over how often each was to be expected."""
+    histories = some_histories([5, 5])
+    users = model.export(ITEMS).encode(
+        histories, now=np.full(2, NOW), user_features=np.zeros((2, FEATURES), np.float32)
+    )
+    logits = users @ model.item_vectors(ITEMS).T / 0.1
+    expected = []
+    for user, (target, others) in enumerate([(1, (2, 3)), (2, (1, 3))]):
+        negatives = sum(np.exp(logits[user, i]) / 0.25 for i in others)
+        expected.append(-np.log(np.exp(logits[user, target]) / (np.exp(logits[user, target]) + negatives)))
+    loss = loss_of(model, masked=OWN, log_expected=float(np.log(0.25)))
+    assert float(loss.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_cosine_contrastive_loss_is_its_definition():
+    model = tower(replace(SETTINGS, loss="ccl", margin=0.1, negative_weight=7.0))
+    histories = some_histories([5, 5])
+    users = model.export(ITEMS).encode(
+        histories, now=np.full(2, NOW), user_features=np.zeros((2, FEATURES), np.float32)
+    )
+    cosine = users @ model.item_vectors(ITEMS).T
+    expected = [
+        1 - cosine[user, target] + 7.0 * sum(max(0, cosine[user, i] - 0.1) for i in others) / 3
+        for user, (target, others) in enumerate([(1, (2, 3)), (2, (1, 3))])
+    ]
+    assert float(loss_of(model, masked=OWN).detach()) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "ccl"])
+def test_masked_items_are_no_negatives_and_the_loss_falls(loss):
+    model = tower(replace(SETTINGS, loss=loss, margin=0.0))
+    if loss == "softmax":
+        assert float(loss_of(model, masked=EVERYTHING).detach()) == pytest.approx(0, abs=1e-6)
+    before = float(loss_of(model, masked=OWN).detach())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(10):
         optimizer.zero_grad()
-        loss(own).backward()
+        loss_of(model, masked=OWN).backward()
         optimizer.step()
-    assert float(loss(own).detach()) < before
+    assert float(loss_of(model, masked=OWN).detach()) < before

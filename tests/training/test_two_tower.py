@@ -1,4 +1,4 @@
-"""The two-tower loop: deterministic, blind to the future, alone and on two ranks."""
+"""The request path's towers: deterministic, blind to the future, alone and on two ranks."""
 
 import multiprocessing
 from pathlib import Path
@@ -11,14 +11,18 @@ from torch import distributed
 from recsys.features.text import hash_tokens
 from recsys.features.views import USER_FEATURES
 from recsys.interactions import Interactions
-from recsys.models.two_tower import TwoTowerSettings
+from recsys.models.two_tower_settings import Negatives, TwoTowerSettings, TwoTowerTraining
 from recsys.models.user_encoder import UserEncoder
-from recsys.training.two_tower import TwoTowerTraining, order_examples, train_two_tower
+from recsys.training.two_tower import train_two_tower
 from recsys.types import DAY, Histories, offsets_of
 
 START, ITEMS, GROUPS = 1_300_000_000, 24, 4
 SETTINGS = TwoTowerTraining(
-    model=TwoTowerSettings(dimensions=16, token_buckets=64), batch=32, steps=60, steps_more=10
+    model=TwoTowerSettings(dimensions=16, token_buckets=64),
+    negatives=Negatives(in_batch=500, uniform=8),
+    batch=32,
+    steps=60,
+    steps_more=10,
 )
 CUTOFFS = (START + 60 * DAY, START + 90 * DAY)
 TOKENS = hash_tokens([f"thing{item % GROUPS} no{item}" for item in range(ITEMS)], buckets=64)
@@ -74,11 +78,19 @@ def test_snapshots_are_unit_vectors_and_cover_what_was_asked(snapshots):
 
 def test_the_same_seed_gives_the_same_vectors_and_progress_is_told(snapshots):
     told = []
-    again = train(log(), progress=lambda step, steps, loss: told.append((step, steps)))
+    again = train(log(), progress=lambda share, loss: told.append(share))
     for first, second in zip(snapshots, again, strict=True):
         np.testing.assert_array_equal(first.item_vectors, second.item_vectors)
-    assert told[0] == (1, 70)
-    assert told[-1] == (70, 70)
+    assert len(told) == 70
+    assert told[-1] == 1
+
+
+def test_it_goes_on_from_a_snapshot_as_if_never_interrupted(snapshots):
+    (rest,) = train(log(), start=snapshots[0].resume)
+    assert rest.cutoff == CUTOFFS[1]
+    np.testing.assert_array_equal(rest.item_vectors, snapshots[1].item_vectors)
+    for name, array in rest.encoder.items():
+        np.testing.assert_array_equal(array, snapshots[1].encoder[name], err_msg=name)
 
 
 def test_a_snapshot_has_not_seen_its_future(snapshots):
@@ -96,28 +108,21 @@ def test_a_snapshot_has_not_seen_its_future(snapshots):
     assert not np.array_equal(other[1].item_vectors, snapshots[1].item_vectors)
 
 
+def test_an_item_that_was_not_taken_yet_is_its_content(snapshots):
+    every = log()
+    early = every.histories.time < CUTOFFS[0]
+    later = Interactions(every.user_ids, every.histories.where(~early | (every.histories.item != 7)), ITEMS)
+    first, second = train(later)
+    alone = UserEncoder.from_arrays(first.encoder).encode_new_items(offsets=TOKENS.offsets, tokens=TOKENS.id)
+    np.testing.assert_allclose(first.item_vectors[7], alone[7], atol=1e-5)
+    assert not np.allclose(second.item_vectors[7], alone[7], atol=1e-2)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="ascend"):
         train(log(), cutoffs=CUTOFFS[::-1])
     with pytest.raises(ValueError, match="nothing to train on"):
         train(log(), cutoffs=(START - 1, START), sizes=(1, 1))
-
-
-def test_examples_are_orders_by_time_and_know_what_is_new():
-    histories = Histories(
-        np.array([0, 5, 6], np.int32),
-        np.array([3, 3, 4, 3, 5, 3], np.int32),
-        np.array([10, 10, 10, 30, 30, 20], np.int64),
-        np.ones(6, np.float32),
-        np.ones(6, np.float32),
-        np.array([1, 1, 1, 2, 2, 9], np.int64),
-    )
-    found = order_examples(Interactions(np.array(["a", "b"], object), histories, 6))
-    assert found.user.tolist() == [0, 1, 0]
-    assert found.time.tolist() == [10, 20, 30]
-    assert found.offsets.tolist() == [0, 2, 3, 5]
-    assert found.line_item.tolist() == [3, 4, 3, 3, 5]
-    assert found.line_new.tolist() == [True, True, True, False, True]
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -1,0 +1,250 @@
+"""The two-tower as a retrieval model: one fit on any interactions, whatever their times mean.
+
+Decides by `Timing` what an example is and how a history is pooled; how long it trains (a number of
+passes, bounded in steps; it stops early on a slice of the training events, and goes back to the best
+epoch); and what it starts from: the factors of the interaction matrix, or an earlier fit.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from recsys.datasets.problem import Judged, hold_out
+from recsys.errors import DataError, SettingsError
+from recsys.hashing import stable_hashes
+from recsys.interactions import Interactions, Timing
+from recsys.models.fitted_two_tower import FittedTwoTower, KnownUsers, attributes_of
+from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.spectral import item_factors
+from recsys.models.two_tower import TwoTower, array_of, folded
+from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
+from recsys.training.examples import Examples, LeftOut, NextOrders, Together, orders_of, spread
+from recsys.training.loop import LoopSettings, train
+from recsys.training.two_tower import Batch, Batches, UserSide
+
+USER_SALT = "user-id"  # frozen: a warm start depends on it
+_HELD_OUT_USERS, _FEW = 2000, 50
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTowerModel:
+    explicit: ClassVar[bool] = False
+
+    model: TwoTowerSettings = field(default_factory=lambda: TwoTowerSettings(dimensions=128, context=True))
+    negatives: Negatives = field(default_factory=lambda: Negatives(in_batch=0, uniform=4096))
+    content: bool = True  # of items and users, where there is any
+    half_lives_events: tuple[float, ...] = (1.0, 8.0, float("inf"))  # of histories with an order but no clock
+    examples: Literal["auto", "next", "left_out", "both"] = "auto"  # see `recsys.training.examples`
+    left_out: float = 0.3  # share of a history
+    example_half_life_days: float = float("inf")  # of next orders
+    repeat_share: float = 0.2  # chance that an item taken before is a target, under a clock
+    targets: int = 8  # of an order
+    max_history: int = 400
+    spectral: bool = True
+    batch: int = 1024
+    most_events: int = 65_536  # of histories in a batch, on average: long ones make it smaller
+    passes: float = 40.0  # over all examples
+    most_steps: int = 4000
+    epochs: int = 20  # of these steps: how often it is validated
+    learning_rate: float = 0.005
+    weight_decay: float = 0.0
+    last_rate: float = 0.05
+    patience: int = 4
+
+    def estimate(self, data: Interactions) -> Estimate:
+        """Tables with their gradients, moments and copies, and the logits of a batch."""
+        d = self.model.dimensions
+        rows = data.items + self.model.user_buckets + self.model.token_buckets
+        logits = self.batch * (self.negatives.in_batch + self.negatives.uniform)
+        events = self.batch * min(self.max_history, 1 + len(data) / max(data.users, 1)) * d
+        memory = 4 * (10 * rows * d + 6 * logits + 8 * events) + 100 * len(data)
+        steps = min(self.most_steps, 1 + self.passes * max(data.users, 1) / self.batch)
+        return Estimate(memory / 1e6, steps * (2e-10 * logits * d + 5e-9 * rows * d + 5e-9 * events))
+
+    def fit(
+        self, data: Interactions, *, seed: int, progress: Progress = silent, start: Arrays | None = None
+    ) -> FittedTwoTower:
+        """`start` are the arrays of an earlier fit with the same settings: what is new since begins anew.
+
+        Events of weight 0 are left out; those of a pair given twice count each. `Interactions.weight` also
+        takes what a position's bias asks for: an event's weight times the inverse propensity of its place.
+        Raises DataError without an event, SettingsError where `start` has other shapes.
+        """
+        task = self.task(data, seed=seed, start=start)
+        tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
+        for _ in train(task, settings=self.loop(), seed=seed, progress=tell):
+            pass
+        return self.finish(task)
+
+    def loop(self) -> LoopSettings:
+        return LoopSettings(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            last_rate=self.last_rate,
+            patience=self.patience,
+        )
+
+    def task(self, data: Interactions, *, seed: int, start: Arrays | None = None) -> "FitTask":
+        """What the loop trains."""
+        if data.weight is not None:
+            data = data.where(data.weight > 0)
+        if not len(data):
+            raise DataError("no interaction of a weight above 0: the two-tower has nothing to learn from")
+        if not self.content:
+            data = replace(data, item_tokens=None, user_tokens=None)
+        kind: str = self.examples
+        if kind == "auto":
+            kind = {Timing.NONE: "left_out", Timing.SEQUENCE: "next", Timing.CLOCK: "both"}[data.timing]
+        asked, judged = min(_HELD_OUT_USERS, len(data) // _FEW), None
+        if asked >= _FEW:
+            data, judged = hold_out(data, users=asked, seed=seed, newest=kind == "next")
+        hide = data.timing is Timing.CLOCK or _repeated(data) < 0.05
+        examples = self._examples(data, kind=kind, hide=hide)
+        torch.manual_seed(seed)
+        module = TwoTower(
+            items=data.items,
+            tokens=data.item_tokens,
+            settings=self._settings(data.timing),
+            attributes=data.user_tokens is not None,
+        )
+        if start is not None:
+            _start_from(module, start)
+        elif self.spectral:
+            factors = item_factors(data, dimensions=self.model.dimensions, seed=seed)
+            with torch.no_grad():  # of the length that a random start has
+                module.id.weight.copy_(torch.from_numpy(factors * (0.1 * np.sqrt(len(factors)))))
+        users = UserSide(
+            bucket=self._buckets(data),
+            attributes=None
+            if data.user_tokens is None
+            else folded(data.user_tokens, self.model.attribute_buckets),
+        )
+        taught = np.bincount(data.histories.item, minlength=data.items) > 0
+        batches = Batches(module, examples, self.negatives, taught, users)
+        batch = int(min(self.batch, max(1, self.most_events / max(examples.length(), 1))))
+        drawn = int((examples.chance > 0).sum())
+        steps = min(self.most_steps, int(np.ceil(self.passes * drawn / batch)))
+        epochs = min(self.epochs, steps)
+        return FitTask(module, batches, data, judged, hide, self, batch, epochs, -(-steps // epochs))
+
+    def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
+        left_out = LeftOut.of(data, share=self.left_out, max_history=self.max_history)
+        if kind == "left_out":
+            return left_out
+        following = NextOrders.until(
+            None,
+            interactions=data,
+            orders=orders_of(data),
+            half_life_days=self.example_half_life_days,
+            repeat_share=self.repeat_share if hide else 1.0,
+            targets=self.targets,
+            max_history=self.max_history,
+            hide_history=hide,
+        )
+        return following if kind == "next" else Together((following, left_out))
+
+    def finish(self, task: "FitTask") -> FittedTwoTower:
+        """The arrays of what the module has become."""
+        module, taught, users = task.module, task.batches.taught, task.batches.users
+        described = np.zeros(task.data.items, bool)
+        if task.data.item_tokens is not None:
+            described = np.diff(task.data.item_tokens.offsets) > 0
+        vectors = module.item_vectors(task.data.items, taught)
+        vectors[~taught & ~described] = np.nan
+        none = np.zeros((0, self.model.dimensions), np.float32)
+        offsets, ids = attributes_of(users.attributes, self.model.attribute_buckets)
+        return FittedTwoTower(
+            vectors,
+            KnownUsers(
+                encoder=module.export(task.data.items, taught),
+                user_id=array_of(module.user_id.weight) if users.bucket is not None else none,
+                user_bucket=np.zeros(0, np.int32) if users.bucket is None else users.bucket.astype(np.int32),
+                attribute=none if users.attributes is None else array_of(module.attribute.weight),
+                attribute_offsets=offsets,
+                attribute_id=ids,
+            ),
+        )
+
+    def _settings(self, timing: Timing) -> TwoTowerSettings:
+        if timing is Timing.CLOCK:
+            return self.model
+        if timing is Timing.SEQUENCE:
+            return replace(self.model, half_lives_days=self.half_lives_events, context=False)
+        return replace(self.model, half_lives_days=(float("inf"),), places=0, context=False)
+
+    def _buckets(self, data: Interactions) -> np.ndarray | None:
+        if not self.model.user_buckets:
+            return None
+        hashed = stable_hashes((str(u) for u in data.user_ids), salt=USER_SALT)
+        return (hashed % np.uint64(self.model.user_buckets)).astype(np.int64)
+
+
+@dataclass(slots=True)
+class FitTask:
+    """A `Task` of the loop: all examples again and again, in epochs of the same number of steps."""
+
+    module: TwoTower
+    batches: Batches
+    data: Interactions
+    judged: Judged | None
+    hide: bool  # what is in a history is not asked for
+    settings: TwoTowerModel
+    size: int  # of a batch
+    epochs: int
+    steps: int  # of an epoch
+    order: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def begin(self, epoch: int, rng: np.random.Generator) -> int:
+        self.order = spread(self.batches.examples.chance, self.steps * self.size, rng)
+        return self.steps
+
+    def batch(self, step: int, rng: np.random.Generator, *, rank: int, ranks: int) -> Batch:
+        picked = self.order[step * self.size : (step + 1) * self.size]
+        return self.batches.of(picked[rank::ranks], rng)
+
+    def validate(self) -> float:
+        """Mean of 1 / log2(1 + rank) over held-out events: NDCG without a cut, which sees small steps."""
+        if self.judged is None:
+            return float("nan")
+        fitted, values = self.settings.finish(self), []
+        for start in range(0, len(self.judged), 256):
+            part = self.judged.take(np.arange(start, min(start + 256, len(self.judged))))
+            scores = fitted.score(part.queries)
+            wanted = scores[np.arange(len(part)), part.target][:, None].copy()
+            if self.hide:
+                scores[np.repeat(np.arange(len(part)), np.diff(part.masked_offsets)), part.masked] = -np.inf
+            rank = 1 + (scores > wanted).sum(1) + 0.5 * ((scores == wanted).sum(1) - 1)
+            values.append(1 / np.log2(1 + np.maximum(rank, 1)))
+        return float(np.concatenate(values).mean())
+
+
+def _repeated(data: Interactions) -> float:
+    """Share of events whose user took the item in an earlier one."""
+    log = data.histories
+    return 1 - len(np.unique(log.request * data.items + log.item)) / max(len(log.item), 1)
+
+
+def _start_from(module: TwoTower, start: Arrays) -> None:
+    """Sets what `FittedTwoTower.arrays` of an earlier fit knows; rows beyond its items stay as they are."""
+    state = module.state_dict()
+    for name, parameter in state.items():
+        key = name.removesuffix(".weight")
+        if name == "id.weight":
+            continue
+        array = start[key] if key in ("user_id", "attribute") else start[f"encoder.{_NAMES.get(name, key)}"]
+        if array.shape != tuple(parameter.shape):
+            raise SettingsError(
+                f"the earlier fit's {key} is {array.shape} where this model's is {tuple(parameter.shape)}: "
+                "use the settings that it was made with"
+            )
+        parameter.copy_(torch.from_numpy(np.array(array)))
+    old = start["encoder.history"]
+    known = min(len(old), len(module.id.weight))
+    words = module.raw_items(known, np.zeros(known, bool))
+    with torch.no_grad():
+        module.id.weight[:known].copy_(torch.from_numpy(old[:known] - words))
+
+
+_NAMES = {"user.weight": "weight", "user.bias": "bias"}

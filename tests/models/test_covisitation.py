@@ -1,0 +1,54 @@
+"""Co-visitation: the contract, the compiled count against its definition, what fades on the query's side."""
+
+import numpy as np
+import pytest
+
+from recsys.interactions import Timing, interactions_from_pairs
+from recsys.models.covisitation import Covisitation, ordered_pairs_slowly, recency_weights
+from recsys.types import DAY
+from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
+
+
+class TestCovisitation(RetrievalModelContract):
+    model = Covisitation()
+
+
+@pytest.mark.parametrize("timing", [Timing.CLOCK, Timing.SEQUENCE])
+@pytest.mark.parametrize("model", [Covisitation(), Covisitation(window=2, backward=0, half_life_days=3)])
+def test_counts_are_those_of_the_definition(timing, model):
+    log = log_of(*pairs(), timing)
+    slow = ordered_pairs_slowly(log, model=model)
+    row, column, shared = model._ordered_pairs(log)
+    fast = np.zeros_like(slow)
+    fast[row, column] = shared
+    np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-6)
+
+
+def test_what_follows_counts_more_than_what_precedes():
+    log = interactions_from_pairs(
+        np.array([0, 0, 0]), np.array([0, 1, 2]), users=1, items=3, timing=Timing.SEQUENCE
+    )
+    table = Covisitation(backward=0.5, shrinkage=0, neighbors=3).fit(log, seed=0).export().matrix.toarray()
+    np.testing.assert_allclose(table, [[0, 1, 0.5], [0.5, 0, 1], [0.25, 0.5, 0]])
+
+
+def test_a_set_shares_one_over_its_size():
+    log = interactions_from_pairs(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 0, 1, 2]), users=2, items=3)
+    table = Covisitation(shrinkage=0, neighbors=3).fit(log, seed=0).export().matrix.toarray()
+    together = 1 / 2 + 1 / 3
+    np.testing.assert_allclose(table, [[0, together / 2, 1 / 6], [together / 2, 0, 1 / 6], [1 / 3, 1 / 3, 0]])
+
+
+def test_the_newest_event_counts_most():
+    log = interactions_from_pairs(
+        np.array([0, 0, 0]),
+        np.array([0, 1, 2]),
+        users=1,
+        items=3,
+        time=np.array([0, 10 * DAY, 20 * DAY]),
+        timing=Timing.CLOCK,
+    ).histories
+    np.testing.assert_allclose(
+        recency_weights(log, next_older=0.5, half_life_days=10), [0.25 * 0.25, 0.5 * 0.5, 1]
+    )
+    np.testing.assert_allclose(recency_weights(log, next_older=1, half_life_days=np.inf), [1, 1, 1])
