@@ -224,8 +224,10 @@ def two_tower(bench: Bench, *, quick: bool) -> None:
     def course() -> Iterator[Callable[[], Fitted]]:
         task = model.task(data, seed=0)
         task.judged = None  # validation is not in the time
-        drawn = task.batches.examples.draw(np.arange(data.users), np.random.default_rng(0))
-        scale.append(task.steps * model.batch * len(drawn.target) / data.users / len(data))
+        examples = task.batches.examples
+        picked = np.flatnonzero(examples.chance > 0)
+        targets = len(examples.draw(picked, np.random.default_rng(0)).target) / len(picked)
+        scale.append(task.steps * model.batch * targets / len(data))
         for _ in train(task, settings=model.loop(), seed=0):
             yield lambda: model.finish(task)
 

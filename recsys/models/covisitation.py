@@ -3,7 +3,8 @@
 Decides what a pair of events says by what the log knows of time: with an order, an event points at those
 that come within a window after it, less the farther they are; with a clock also less the longer they are
 apart; without either a history is a set, and each of its pairs shares one unit. What a query's events
-count fades the same way, from its newest. Same pair twice: the sum; an event of weight 0 points nowhere.
+count fades the same way, from its newest. With an order an item may point at itself: what is taken again
+is counted like all else. Same pair twice: the sum; an event of weight 0 points nowhere.
 """
 
 from dataclasses import dataclass, fields
@@ -32,7 +33,7 @@ class FittedCovisitation:
 
     def score(self, queries: Queries) -> np.ndarray:
         """What no event reaches is at -1 to 0, the popular first; what some event reaches is above."""
-        histories, table = queries.histories, self.export()
+        histories, table = queries.histories, ItemTable(self.neighbor, self.weight)
         weights = recency_weights(histories, next_older=self.fading[0], half_life_days=self.fading[1])
         taken = history_matrix(histories, weights=weights, items=len(self.popularity), repeats="max")
         found = taken @ table.matrix
@@ -49,7 +50,9 @@ class FittedCovisitation:
         return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
-        return ItemTable(self.neighbor, self.weight)
+        """Without what an item says of itself: what is served beside an item is another one."""
+        own = self.neighbor == np.arange(len(self.neighbor))[:, None]
+        return ItemTable(np.where(own, np.int32(-1), self.neighbor), np.where(own, 0, self.weight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +100,15 @@ class Covisitation:
         return FittedCovisitation(table.neighbor, table.weight, count.astype(np.float32), fading)
 
     def _ordered_pairs(self, data: Interactions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items i, j [N] that differ, and their decayed count of j after i."""
+        """Items i, j [N] and their decayed count of j after i; where what was taken is taken again, i = j."""
         half_life = self.half_life_days * DAY if data.timing is Timing.CLOCK else np.inf
         log, size = data.histories, _pairs_within(data.histories.offsets, self.window)
         first, second, value = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.float32)
         _follow(log.offsets, log.item, log.time, data.weights, self.window, half_life, first, second, value)
         forward = sparse.csr_array((value, (first, second)), shape=(data.items, data.items))
         both = sparse.coo_array(forward + self.backward * forward.T)
-        apart = (both.row != both.col) & (both.data > 0)
-        return both.row[apart], both.col[apart], both.data[apart]
+        some = both.data > 0
+        return both.row[some], both.col[some], both.data[some]
 
 
 def recency_weights(histories: Histories, *, next_older: float, half_life_days: float) -> np.ndarray:
@@ -126,7 +129,7 @@ def ordered_pairs_slowly(data: Interactions, *, model: Covisitation) -> np.ndarr
         for a in events:
             for b in events:
                 distance = abs(b - a)
-                if log.item[a] == log.item[b] or distance > model.window:
+                if not 0 < distance <= model.window:
                     continue
                 said = data.weights[a] * data.weights[b] / distance * (1.0 if a < b else model.backward)
                 if data.timing is Timing.CLOCK:

@@ -50,9 +50,7 @@ class SegmentEncoder:
 
 @dataclass(frozen=True, slots=True)
 class FittedPopularity:
-    items: (
-        np.ndarray
-    )  # float32 [V, 1 + S] log of the share of events, of everyone and each segment; NaN = none
+    items: np.ndarray  # float32 [V, 1 + S] log of its share of events, everyone's and segments'; NaN = none
     encoder: SegmentEncoder
 
     def score(self, queries: Queries) -> np.ndarray:

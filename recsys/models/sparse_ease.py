@@ -65,8 +65,8 @@ class SparseEase:
     exponents of 0 and every item in every neighborhood it is EASE.
     """
 
-    neighborhood: int = 100  # m: items that predict one item
-    regularization: float = 12.0  # lambda over the mean diagonal of Y'Y
+    neighborhood: int = 200  # m: items that predict one item
+    regularization: float = 8.0  # lambda over the mean diagonal of Y'Y
     user_exponent: float = 0.5  # c, see `NormalizedEase`
     item_exponent: float = 0.2  # a
     neighbors: int = 200  # k of the exported table

@@ -29,11 +29,16 @@ _HELD_OUT_USERS, _FEW = 2000, 50
 
 
 @dataclass(frozen=True, slots=True)
-class TwoTowerModel:
+class TwoTowerModel(TwoTowerSettings):
+    """The settings of the towers, and of their fit."""
+
     explicit: ClassVar[bool] = False
 
-    model: TwoTowerSettings = field(default_factory=lambda: TwoTowerSettings(dimensions=128, context=True))
-    negatives: Negatives = field(default_factory=lambda: Negatives(in_batch=0, uniform=4096))
+    dimensions: int = 128
+    attention: bool = False
+    context: bool = True  # under a clock
+    in_batch: int = 0  # negatives, see `Negatives`
+    uniform: int = 4096
     content: bool = True  # of items and users, where there is any
     half_lives_events: tuple[float, ...] = (1.0, 8.0, float("inf"))  # of histories with an order but no clock
     examples: Literal["auto", "next", "left_out", "both"] = "auto"  # see `recsys.training.examples`
@@ -55,9 +60,9 @@ class TwoTowerModel:
 
     def estimate(self, data: Interactions) -> Estimate:
         """Tables with their gradients, moments and copies, and the logits of a batch."""
-        d = self.model.dimensions
-        rows = data.items + self.model.user_buckets + self.model.token_buckets
-        logits = self.batch * (self.negatives.in_batch + self.negatives.uniform)
+        d = self.dimensions
+        rows = data.items + self.user_buckets + self.token_buckets
+        logits = self.batch * (self.in_batch + self.uniform)
         events = self.batch * min(self.max_history, 1 + len(data) / max(data.users, 1)) * d
         memory = 4 * (10 * rows * d + 6 * logits + 8 * events) + 100 * len(data)
         steps = min(self.most_steps, 1 + self.passes * max(data.users, 1) / self.batch)
@@ -112,17 +117,15 @@ class TwoTowerModel:
         if start is not None:
             _start_from(module, start)
         elif self.spectral:
-            factors = item_factors(data, dimensions=self.model.dimensions, seed=seed)
+            factors = item_factors(data, dimensions=self.dimensions, seed=seed)
             with torch.no_grad():  # of the length that a random start has
                 module.id.weight.copy_(torch.from_numpy(factors * (0.1 * np.sqrt(len(factors)))))
         users = UserSide(
             bucket=self._buckets(data),
-            attributes=None
-            if data.user_tokens is None
-            else folded(data.user_tokens, self.model.attribute_buckets),
+            attributes=None if data.user_tokens is None else folded(data.user_tokens, self.attribute_buckets),
         )
         taught = np.bincount(data.histories.item, minlength=data.items) > 0
-        batches = Batches(module, examples, self.negatives, taught, users)
+        batches = Batches(module, examples, Negatives(self.in_batch, self.uniform), taught, users)
         batch = int(min(self.batch, max(1, self.most_events / max(examples.length(), 1))))
         drawn = int((examples.chance > 0).sum())
         steps = min(self.most_steps, int(np.ceil(self.passes * drawn / batch)))
@@ -153,8 +156,8 @@ class TwoTowerModel:
             described = np.diff(task.data.item_tokens.offsets) > 0
         vectors = module.item_vectors(task.data.items, taught)
         vectors[~taught & ~described] = np.nan
-        none = np.zeros((0, self.model.dimensions), np.float32)
-        offsets, ids = attributes_of(users.attributes, self.model.attribute_buckets)
+        none = np.zeros((0, self.dimensions), np.float32)
+        offsets, ids = attributes_of(users.attributes, self.attribute_buckets)
         return FittedTwoTower(
             vectors,
             KnownUsers(
@@ -169,16 +172,16 @@ class TwoTowerModel:
 
     def _settings(self, timing: Timing) -> TwoTowerSettings:
         if timing is Timing.CLOCK:
-            return self.model
+            return self
         if timing is Timing.SEQUENCE:
-            return replace(self.model, half_lives_days=self.half_lives_events, context=False)
-        return replace(self.model, half_lives_days=(float("inf"),), places=0, context=False)
+            return replace(self, half_lives_days=self.half_lives_events, context=False)
+        return replace(self, half_lives_days=(float("inf"),), places=0, context=False)
 
     def _buckets(self, data: Interactions) -> np.ndarray | None:
-        if not self.model.user_buckets:
+        if not self.user_buckets:
             return None
         hashed = stable_hashes((str(u) for u in data.user_ids), salt=USER_SALT)
-        return (hashed % np.uint64(self.model.user_buckets)).astype(np.int64)
+        return (hashed % np.uint64(self.user_buckets)).astype(np.int64)
 
 
 @dataclass(slots=True)

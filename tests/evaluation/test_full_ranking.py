@@ -7,7 +7,7 @@ from types import ModuleType
 import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.datasets.problem import Judged, judge_users
@@ -49,6 +49,7 @@ def scores() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((USERS, ITEMS)).astype(np.float32)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(
     scores=st.integers(0, 40).flatmap(
         lambda items: st.lists(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.interactions import Timing, interactions_from_pairs
+from recsys.interactions import Queries, Timing, interactions_from_pairs
 from recsys.models.covisitation import Covisitation, ordered_pairs_slowly, recency_weights
 from recsys.types import DAY
 from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
@@ -52,3 +52,15 @@ def test_the_newest_event_counts_most():
         recency_weights(log, next_older=0.5, half_life_days=10), [0.25 * 0.25, 0.5 * 0.5, 1]
     )
     np.testing.assert_allclose(recency_weights(log, next_older=1, half_life_days=np.inf), [1, 1, 1])
+
+
+def test_what_is_taken_again_is_scored_and_not_exported():
+    log = interactions_from_pairs(
+        np.array([0, 0, 0]), np.array([0, 0, 1]), users=1, items=2, timing=Timing.SEQUENCE
+    )
+    fitted = Covisitation(backward=0, shrinkage=0, next_older=1).fit(log, seed=0)
+    # Of item 0, taken twice: itself once at distance 1, item 1 at distances 1 and 2.
+    np.testing.assert_allclose(
+        fitted.score(Queries(np.array([-1]), log.histories, np.array([1])))[0], [0.5, 0.75]
+    )
+    np.testing.assert_allclose(fitted.export().matrix.toarray(), [[0, 0.75], [0, 0]])

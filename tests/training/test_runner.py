@@ -22,6 +22,7 @@ from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
 from recsys.models.two_tower import TwoTowerSettings
 from recsys.training import runner
+from recsys.training.distributed import _two_tower_loop, train_two_tower_parallel
 from recsys.training.ranker import RankingRows
 from recsys.training.two_tower import TwoTowerTraining, train_two_tower
 from recsys.types import DAY, Histories, offsets_of
@@ -141,7 +142,7 @@ def test_the_two_tower_on_ray_is_the_two_tower(ray_cluster: None, tmp_path: Path
     arguments = two_tower_arguments()
     log = arguments.pop("interactions")
     alone = list(train_two_tower(log, **arguments))
-    on_ray = runner.train_two_tower_parallel(log, workers=1, storage=str(tmp_path), name="tower", **arguments)
+    on_ray = train_two_tower_parallel(log, workers=1, storage=str(tmp_path), name="tower", **arguments)
     assert [s.cutoff for s in on_ray] == arguments["cutoffs"]
     for ours, theirs in zip(on_ray, alone, strict=True):
         np.testing.assert_allclose(ours.item_vectors, theirs.item_vectors, atol=1e-5)
@@ -151,10 +152,10 @@ def test_the_two_tower_on_ray_is_the_two_tower(ray_cluster: None, tmp_path: Path
 
 def test_a_resumed_two_tower_yields_only_what_is_missing() -> None:
     data = two_tower_arguments()
-    whole = list(runner._two_tower_loop(data, ()))
-    (rest,) = runner._two_tower_loop(data, whole[:1])
+    whole = list(_two_tower_loop(data, ()))
+    (rest,) = _two_tower_loop(data, whole[:1])
     np.testing.assert_array_equal(rest["item_vectors"], whole[1]["item_vectors"])
-    assert list(runner._two_tower_loop(data, whole)) == []
+    assert list(_two_tower_loop(data, whole)) == []
 
 
 def synthetic_rows(requests: int, seed: int) -> RankingRows:
