@@ -77,7 +77,7 @@ class SparseEase:
         items = len(np.unique(data.histories.item))
         memory = 200 + 3 * _BATCH_MB * numba.get_num_threads() + 28e-6 * items * self.neighborhood
         counts = data.histories.counts.astype(np.float64)
-        scanned = (counts**2).sum() * (1 + self.neighborhood / 4)
+        scanned = float((counts**2).sum()) * (1 + self.neighborhood / 4)
         work = scanned / 1e9 + items * self.neighborhood**3 / 3e9
         return Estimate(memory + 90e-6 * len(data), 3 + work)
 

@@ -189,18 +189,27 @@ class LeftOut:
 
     interactions: Interactions
     chance: np.ndarray  # float64 [U]
-    share: float
+    left_out: np.ndarray  # float64 [M] chance of each event to be a target
     max_history: int  # events of one example; of more, that many at random
     repeats: bool  # somebody took the same item twice
     blank: float = 0.02  # share of examples without any history: what somebody new is answered
 
     @classmethod
-    def of(cls, interactions: Interactions, *, share: float, max_history: int) -> "LeftOut":
-        """Each user with an event is one example."""
+    def of(
+        cls, interactions: Interactions, *, share: float, max_history: int, half_life_days: float = np.inf
+    ) -> "LeftOut":
+        """Each user with an event is one example. The chance of a user halves with each half-life between
+        the user's newest event and the log's, that of an event to be left out with each half-life
+        before the user's newest."""
         log = interactions.histories
         distinct = np.unique(log.request * interactions.items + log.item)
-        chance = (log.counts > 0).astype(np.float64)
-        return cls(interactions, chance, share, max_history, len(distinct) < len(log.item))
+        newest = np.full(len(log), -(2**62))
+        np.maximum.at(newest, log.request, log.time)
+        age = (log.time.max(initial=0) - newest) / DAY
+        chance = np.where(log.counts > 0, np.exp2(-age / half_life_days), 0.0)
+        older = (newest[log.request] - log.time) / DAY
+        left_out = share * np.exp2(-older / half_life_days)
+        return cls(interactions, chance, left_out, max_history, len(distinct) < len(log.item))
 
     def draw(self, picked: np.ndarray, rng: np.random.Generator) -> Drawn:
         log, weight = self.interactions.histories, self.interactions.weights
@@ -209,7 +218,7 @@ class LeftOut:
         owner = np.repeat(np.arange(len(picked)), counts)
         # One event at least is a target: a random one of each user, and others by chance.
         first = (np.cumsum(counts) - counts) + (rng.random(len(picked)) * counts).astype(np.int64)
-        target = rng.random(len(rows)) < np.maximum(self.share - 1 / counts, 0)[owner]
+        target = rng.random(len(rows)) < np.maximum(self.left_out[rows] - (1 / counts)[owner], 0)
         target[first] = True
         seen = ~target & (rng.random(len(picked)) >= self.blank)[owner]
         seen &= rng.random(len(rows)) < (self.max_history / np.maximum(counts, 1))[owner]
@@ -232,15 +241,14 @@ class LeftOut:
         )
 
     def length(self) -> float:
-        kept = np.minimum(self.interactions.histories.counts, self.max_history) * (1 - self.share)
+        kept = np.minimum(self.interactions.histories.counts, self.max_history)
         return float(np.average(kept, weights=self.chance))
 
     def expected(self, items: int) -> np.ndarray:
         log = self.interactions.histories
-        counts = np.maximum(log.counts, 1)
-        share = np.maximum(self.share - 1 / counts, 0)
-        share = share + (1 - share) / counts
-        total = np.bincount(log.item, np.repeat(share, log.counts), items)
+        first = 1 / np.maximum(log.counts, 1)[log.request]
+        others = np.maximum(self.left_out - first, 0)
+        total = np.bincount(log.item, (first + (1 - first) * others) * self.chance[log.request], items)
         return total / total.sum()
 
 

@@ -133,7 +133,12 @@ class TwoTowerModel(TwoTowerSettings):
         return FitTask(module, batches, data, judged, hide, self, batch, epochs, -(-steps // epochs))
 
     def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
-        left_out = LeftOut.of(data, share=self.left_out, max_history=self.max_history)
+        left_out = LeftOut.of(
+            data,
+            share=self.left_out,
+            max_history=self.max_history,
+            half_life_days=self.example_half_life_days,
+        )
         if kind == "left_out":
             return left_out
         following = NextOrders.until(
