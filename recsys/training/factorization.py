@@ -23,6 +23,7 @@ from recsys.models.retrieval import Progress, silent
 from recsys.models.weighted_ridge import Side, even_cuts, row_work, solve_rows
 
 RESTARTS = 3  # of each actor, and of each of its steps
+PLACE_SECONDS = 60.0  # that the actors may wait for free CPUs
 
 
 def fit_ials(
@@ -31,7 +32,8 @@ def fit_ials(
     """`model.fit` with each step of an epoch spread over `workers` actors of a CPU each: the same to 1e-4.
 
     Raises DataError without an event of positive weight, UnavailableError when the cluster has fewer CPUs
-    than `workers` or when an actor was lost more than RESTARTS times.
+    than `workers`, when they are not free within PLACE_SECONDS, or when an actor was lost more than
+    RESTARTS times.
     """
     cpus = ray.cluster_resources().get("CPU", 0)
     if workers > cpus:
@@ -81,6 +83,13 @@ class _Spread:
             blocks = [side[cuts[number] : cuts[number + 1]] for side, cuts in zip(sides, self.cuts)]
             self.rows.append(ray.put(blocks))
             self.actors.append(_Block.remote(self.rows[-1]))  # type: ignore[attr-defined]
+        ready = [actor.ready.remote() for actor in self.actors]
+        _, waiting = ray.wait(ready, num_returns=len(ready), timeout=PLACE_SECONDS)
+        if waiting:
+            raise UnavailableError(
+                f"{len(waiting)} of {self.workers} workers found no free CPU within {PLACE_SECONDS:g} s: "
+                "take fewer, or wait until other jobs are done"
+            )
 
     def _solve(self, side: Side, *, which: int, penalty: np.ndarray) -> np.ndarray:
         given = ray.put(side)
@@ -98,6 +107,9 @@ class _Block:
 
     def __init__(self, rows: Sequence[sparse.csr_array]) -> None:
         self.rows = rows
+
+    def ready(self) -> None:
+        """Answers as soon as the actor has a CPU and its rows."""
 
     def solve(self, side: Side, *, which: int, penalty: np.ndarray) -> np.ndarray:
         return solve_rows(side, self.rows[which], penalty=penalty)
