@@ -6,10 +6,12 @@
 The pipeline's: one run of the two-tower forwards through time leaves a snapshot at the start of each
 window, so that the ranker learns from candidates of models that had not seen what it is asked to
 predict; tables and columns beside it. One model by name is fitted on what lies before the held-out
-window, judged on that window, stored by the hash of its arrays, and tracked in MLflow.
+window, judged on that window, stored by the hash of its arrays, and tracked in MLflow. It reads the
+same log as `recsys evaluate --format events`: all event types, weighted. A torch model and iALS are
+spread over `training.workers`; `--start` goes on from an earlier two-tower of the same settings.
 """
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,41 +19,40 @@ import ray
 
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
-from recsys.datasets.event_log import catalog_tokens
+from recsys.datasets.event_log import read_event_log
 from recsys.datasets.splits import temporal_split
+from recsys.errors import SettingsError
 from recsys.evaluation.retrieval import judge, metrics_of, summarize
 from recsys.features.text import hash_tokens
-from recsys.models.retrieval import check_capacity
+from recsys.interactions import Interactions
+from recsys.models.ials import Ials
+from recsys.models.retrieval import Fitted, check_capacity
 from recsys.monitoring.memory import free_mb
 from recsys.settings import Settings, model_of
 from recsys.training.distributed import fit_parallel, train_two_tower_parallel
+from recsys.training.factorization import fit_ials
 from recsys.training.snapshot import fit_snapshot
-from recsys.training.stored import save_fitted
+from recsys.training.stored import load_fitted, save_fitted
 from recsys.training.tracking import track_run
 from recsys.training.two_tower_model import TwoTowerModel
 
 
-def run(settings: Settings, *, model: str = "", progress: Progress = silent) -> dict[str, Any]:
+def run(
+    settings: Settings, *, model: str = "", start: str = "", progress: Progress = silent
+) -> dict[str, Any]:
     workspace = Workspace(settings)
-    return _fit_one(workspace, model, progress) if model else _fit_pipeline(workspace, progress)
+    if model:
+        return _fit_one(workspace, model, start=start, progress=progress)
+    if start:
+        raise SettingsError("--start needs a --model: the pipeline's two-tower would see its own future")
+    return _fit_pipeline(workspace, progress)
 
 
-def _fit_one(workspace: Workspace, text: str, progress: Progress) -> dict[str, Any]:
+def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
     settings, model, name = workspace.settings, model_of(text), text.split()[0]
-    log = replace(workspace.interactions, item_tokens=catalog_tokens(workspace.catalog))
-    problem = temporal_split(log, moment=workspace.windows.held_out)
+    problem = temporal_split(read_event_log(workspace.folder), moment=workspace.windows.held_out)
     check_capacity(model.estimate(problem.train), what=name, available_mb=free_mb())
-    if isinstance(model, TwoTowerModel):
-        fitted: Any = fit_parallel(
-            model,
-            problem.train,
-            seed=settings.seed,
-            workers=settings.training.workers,
-            storage=str(workspace.folder / "training"),
-            name=name,
-        )
-    else:
-        fitted = model.fit(problem.train, seed=settings.seed, progress=progress)
+    fitted = _fit(model, problem.train, workspace, name=name, start=start, progress=progress)
     metrics = metrics_of(summarize([judge(fitted, problem, explicit=model.explicit, progress=progress)]))
     path = save_fitted(workspace.folder / "models", fitted, model=name, settings=repr(model))
     tracked = track_run(
@@ -63,6 +64,29 @@ def _fit_one(workspace: Workspace, text: str, progress: Progress) -> dict[str, A
         tags={"path": str(path)},
     )
     return {"model": name, "stored": str(path), "run": tracked, **metrics}
+
+
+def _fit(
+    model: Any, data: Interactions, workspace: Workspace, *, name: str, start: str, progress: Progress
+) -> Fitted:
+    """On all workers where the model can be spread, else in this process."""
+    seed, workers = workspace.settings.seed, workspace.settings.training.workers
+    if isinstance(model, TwoTowerModel):
+        return fit_parallel(
+            model,
+            data,
+            seed=seed,
+            workers=workers,
+            storage=str(workspace.folder / "training"),
+            name=name,
+            start=load_fitted(Path(start)).arrays() if start else None,
+        )
+    if start:
+        raise SettingsError(f"--start: only two_tower goes on from an earlier fit, {name} begins anew")
+    if isinstance(model, Ials):
+        return fit_ials(model, data, seed=seed, workers=workers, progress=progress)
+    fitted: Fitted = model.fit(data, seed=seed, progress=progress)
+    return fitted
 
 
 def _fit_pipeline(workspace: Workspace, progress: Progress) -> dict[str, Any]:
@@ -98,4 +122,9 @@ def _fit_pipeline(workspace: Workspace, progress: Progress) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_job(run, description=__doc__, model="one model by name, and its settings")
+    run_job(
+        run,
+        description=__doc__,
+        model="one model by name, and its settings",
+        start="file of an earlier fit of it",
+    )

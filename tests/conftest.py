@@ -39,7 +39,7 @@ def ray_cluster() -> Iterator[None]:
 
     prepare()  # so that Serve can run on it too
     # "local": never join a cluster that somebody else started on this machine. Four CPUs, whatever the
-    # machine has: the service of tests/deployments stays up on it, and Ray Data would wait for a CPU.
+    # machine has: beside the service of tests/deployments Ray Data waits for one.
     ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=300_000_000)
     yield
     ray.shutdown()
