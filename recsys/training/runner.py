@@ -6,8 +6,10 @@ or xgboost: it runs on every rank and yields snapshots (name -> array). Each is 
 a loop that is started anew gets those saved before it as `done`. The caller has called `ray.init`.
 """
 
+import hashlib
 import logging
 import os
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs
 import ray
+import ray.cloudpickle
 import ray.exceptions
 import xgboost
 from ray import train
@@ -48,7 +51,7 @@ def train_data_parallel(
 
     Every rank must yield the same number of snapshots; those of rank 0 are kept. `storage` is a folder
     or URI that every node can reach. The run's folder there is deleted at the end; after a lost driver
-    the same `name` goes on where it was, so let the name say what is trained.
+    the same `name` with the same data goes on where it was.
 
     Raises what the loop raised where it is a RecsysError, else RecsysError; UnavailableError when
     workers were lost more than `retries` times or can't be placed.
@@ -117,6 +120,7 @@ def _fit(
     cpus = ray.cluster_resources().get("CPU", 0)
     if len(_nodes()) == 1 and cpus < workers:
         raise UnavailableError(f"training {name!r} needs {workers} CPUs, Ray has {cpus:g}; set fewer workers")
+    folder = f"{name}-{_fingerprint(data)}"
     references = {key: ray.put(value) for key, value in data.items()}
     with _train_environment():
         run = trainer(
@@ -124,7 +128,7 @@ def _fit(
             train_loop_config={"loop": loop, "data": references},
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(
-                name=name,
+                name=folder,
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=retries, controller_failure_limit=2),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -138,11 +142,20 @@ def _fit(
             raise _in_our_words(error, name=name, workers=workers) from error
     if result.checkpoint is None:
         return []
-    with result.checkpoint.as_directory() as folder:
-        snapshots = _read(folder)
+    with result.checkpoint.as_directory() as newest:
+        snapshots = _read(newest)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(storage)
-    filesystem.delete_dir(f"{path}/{name}")
+    filesystem.delete_dir(f"{path}/{folder}")
     return snapshots
+
+
+def _fingerprint(data: Mapping[str, Any]) -> str:
+    """Of all that a loop is given: what was begun with other data or settings is not gone on with."""
+    buffers: list[pickle.PickleBuffer] = []
+    digest = hashlib.sha256(ray.cloudpickle.dumps(dict(data), protocol=5, buffer_callback=buffers.append))
+    for buffer in buffers:
+        digest.update(buffer.raw())
+    return digest.hexdigest()[:12]
 
 
 def _on_worker(config: Mapping[str, Any]) -> None:
