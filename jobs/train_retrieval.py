@@ -11,6 +11,7 @@ same log as `recsys evaluate --format events`: all event types, weighted. A torc
 spread over `training.workers`; `--start` goes on from an earlier two-tower of the same settings.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,14 +56,8 @@ def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress)
     fitted = _fit(model, problem.train, workspace, name=name, start=start, progress=progress)
     metrics = metrics_of(summarize([judge(fitted, problem, explicit=model.explicit, progress=progress)]))
     path = save_fitted(workspace.folder / "models", fitted, model=name, settings=repr(model))
-    tracked = track_run(
-        settings.registry_uri,
-        experiment=f"{settings.registry.model}-retrieval",
-        name=name,
-        parameters={"settings": model, "seed": settings.seed, "events": len(problem.train)},
-        metrics=metrics,
-        tags={"path": str(path)},
-    )
+    parameters = {"settings": model, "events": len(problem.train)}
+    tracked = _track(settings, name, parameters, metrics, stored=str(path))
     return {"model": name, "stored": str(path), "run": tracked, **metrics}
 
 
@@ -89,6 +84,19 @@ def _fit(
     return fitted
 
 
+def _track(
+    settings: Settings, name: str, parameters: dict[str, Any], metrics: Mapping[str, float], **tags: str
+) -> str:
+    return track_run(
+        settings.registry_uri,
+        experiment=f"{settings.registry.model}-retrieval",
+        name=name,
+        parameters=parameters | {"seed": settings.seed},
+        metrics=metrics,
+        tags=tags,
+    )
+
+
 def _fit_pipeline(workspace: Workspace, progress: Progress) -> dict[str, Any]:
     settings, windows = workspace.settings, workspace.windows
     training = settings.training
@@ -112,13 +120,20 @@ def _fit_pipeline(workspace: Workspace, progress: Progress) -> dict[str, Any]:
     for number, reference in enumerate(waiting):
         progress(0.6 + 0.4 * number / len(waiting), "item-to-item tables, popularity, item columns")
         workspace.save_snapshot(ray.get(reference))
+    losses = {f"loss as of {_day(t.cutoff)}": t.loss for t in towers}
+    parameters = {"two_tower": training.two_tower, "tables": training.tables, "events": len(known)}
+    _track(settings, "pipeline", parameters, losses)
     return {
         "items": workspace.sizes[-1],
         "dimensions": towers[-1].item_vectors.shape[1],
         "loss": round(towers[-1].loss, 3),
-        "snapshots": [str(np.datetime64(start, "s").astype("M8[D]")) for start in windows.starts],
+        "snapshots": [_day(start) for start in windows.starts],
         "window_days": windows.days,
     }
+
+
+def _day(moment: int) -> str:
+    return str(np.datetime64(moment, "s").astype("M8[D]"))
 
 
 if __name__ == "__main__":
