@@ -10,18 +10,16 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import sparse
 
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
 from recsys.models.retrieval import Arrays, Estimate, Progress, silent
 from recsys.models.sparse_products import CHUNK, product
+from recsys.models.spectral import EXTRA, ROUNDS, singular_vectors
 
 MOST_FACTORS = 1024
-# Columns beyond those asked for, and multiplications by N'N. Five leave the cut between kept and left vectors
-# soft, which finds more of what is held out than an exact one (12 rounds) or a softer one (2).
-_EXTRA, _ROUNDS = 32, 5
 LOW_PASS_EXPONENT = 0.5  # of the items' degrees around the singular vectors, as in GF-CF
 
 
@@ -106,9 +104,9 @@ class GraphFilter:
     def estimate(self, data: Interactions) -> Estimate:
         users = max(int((data.histories.counts > 0).sum()), 1)
         items = max(len(np.unique(data.histories.item)), 1)
-        width = self._factors(users, items) + _EXTRA
+        width = self._factors(users, items) + EXTRA
         memory = 150 + 4e-6 * width * (5 * data.items + 2 * data.users) + 60e-6 * len(data)
-        work = _ROUNDS * width * (2 * len(data) + 4.0 * data.items * width)
+        work = ROUNDS * width * (2 * len(data) + 4.0 * data.items * width)
         return Estimate(memory, 1 + work / 1e10)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedGraphFilter:
@@ -168,24 +166,6 @@ class Bspm(GraphFilter):
     low_pass: float = 0.3
     factors: int | None = 448
     sharpen_low_pass: bool = True
-
-
-def singular_vectors(
-    graph: sparse.csr_array, *, k: int, seed: int, progress: Progress = silent
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k leading right singular vectors float32 [V, k] and values float64 [k] of CSR [U, V], largest
-    first, by randomized subspace iteration (Halko, Martinsson and Tropp 2011)."""
-    back = sparse.csr_array(graph.T)
-    width = min(k + _EXTRA, *graph.shape)
-    found = np.random.default_rng(seed).normal(size=(graph.shape[1], width)).astype(np.float32)
-    for done in range(_ROUNDS):
-        progress(done / _ROUNDS, f"{k:,} singular vectors")
-        found = product(back, product(graph, found))
-        found, _ = linalg.qr(found, mode="economic", overwrite_a=True, check_finite=False)
-    image = product(graph, found)
-    squares, rotation = np.linalg.eigh((image.T @ image).astype(np.float64))
-    best = np.argsort(-squares)[:k]
-    return found @ rotation[:, best].astype(np.float32), np.sqrt(np.maximum(squares[best], 1e-12))
 
 
 def _sharpened(rows: np.ndarray, graph: sparse.csr_array, series: np.ndarray) -> np.ndarray:

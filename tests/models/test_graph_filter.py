@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.models.graph_filter import Bspm, GfCf, GraphFilter, singular_vectors
+from recsys.models.graph_filter import Bspm, GfCf, GraphFilter
 from recsys.models.sparse_products import product
 from tests.contracts.retrieval_model import (
     ALL,
@@ -78,16 +78,6 @@ def test_an_uncut_table_is_the_filter_without_the_item_itself():
     other = taken()[1:] == 0
     other[:, UNTAUGHT] = False
     np.testing.assert_allclose(found[other], scores[other], atol=1e-4)
-
-
-def test_singular_vectors_are_those_of_a_dense_decomposition():
-    rng = np.random.default_rng(1)
-    A = sparse.random_array((120, 90), density=0.1, rng=rng, dtype=np.float32).tocsr()
-    found, values = singular_vectors(A, k=5, seed=0)
-    _, expected, right = np.linalg.svd(A.toarray())
-    np.testing.assert_allclose(values, expected[:5], rtol=1e-2)
-    assert abs(found[:, 0] @ right[0]) > 0.99
-    np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-4)
 
 
 def test_a_product_on_threads_is_the_product():
