@@ -14,7 +14,6 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries, Timing
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, truncate_sparse
 from recsys.models.retrieval import Arrays, Estimate, Progress, silent
@@ -83,9 +82,7 @@ class Covisitation:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedCovisitation:
         """Raises DataError without an event of positive weight."""
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
+        data = data.teaching()
         count = np.bincount(data.histories.item, data.weights, data.items)
         if data.timing is Timing.NONE:
             row, column, shared = _set_pairs(data, keep=self.neighbors)

@@ -14,7 +14,6 @@ from typing import ClassVar
 import numpy as np
 from scipy import sparse
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.held_out import held_out_ndcg, validation_slice
 from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
@@ -130,9 +129,7 @@ class Ials:
         Raises DataError without an event of positive weight.
         """
         halves = halves or Table.halves
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
+        data = data.teaching()
         model = self.shaped(data)
         start = _random_items(data, model, seed=seed)
         if model.regularization is None:

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.fold_in import FoldIn
 from recsys.models.held_out import held_out_ndcg, validation_slice
@@ -69,9 +68,7 @@ class Pairwise:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> Factors:
         """Raises DataError without an event of positive weight."""
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
+        data = data.teaching()
         rest, judged = validation_slice(data, seed=seed)
         pairs = Pairs.of(rest)
         state = Embeddings.start(rest, factors=self.factors, content=self.content, seed=seed)

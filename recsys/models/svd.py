@@ -109,7 +109,8 @@ class Svd:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SvdFitted:
         """Raises DataError where no event has a value and a positive weight."""
-        given = data.where((data.weights > 0) & np.isfinite(data.histories.value))
+        given = data.teaching()
+        given = given.where(np.isfinite(given.histories.value))
         if not len(given):
             raise DataError(f"none of {len(data):,} events has a value (rating) to learn from")
         value = given.histories.value.astype(np.float64)

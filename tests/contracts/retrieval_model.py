@@ -186,6 +186,10 @@ class RetrievalModelContract:
         with pytest.raises(DataError):
             self.model.fit(log_of(np.zeros(0, int), np.zeros(0, int)), seed=1)
 
+    def test_nothing_but_events_of_weight_0_is_a_typed_error(self, log):
+        with pytest.raises(DataError):
+            self.model.fit(replace(log, weight=np.zeros(len(log), np.float32)), seed=1)
+
     def test_the_estimate_is_given_before_the_work(self, log):
         estimate = self.model.estimate(log)
         assert estimate.memory_mb > 0
