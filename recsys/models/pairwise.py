@@ -3,8 +3,8 @@
 Decides what is common: a user and an item are a vector each, an item's is the sum of its id's and the
 mean of its tokens' (so that a new item has one from its content), and an item has a bias; negatives
 are uniform among the taught items that the user never took; steps are scaled by row-wise Adagrad; a
-small slice of users says when to stop. The losses differ by how a negative is found and how hard a
-pair is pulled. One thread, so that the same seed gives the same arrays.
+small slice of users says when to stop, where the log can spare one. The losses differ by how a negative
+is found and how hard a pair is pulled. One thread, so that the same seed gives the same arrays.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import numpy as np
 
 from recsys.interactions import Interactions, Queries
 from recsys.models.fold_in import FoldIn
-from recsys.models.held_out import held_out_ndcg, validation_slice
+from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
 from recsys.models.retrieval import Estimate, Progress, Vectors, silent
 
@@ -69,7 +69,7 @@ class Pairwise:
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> Factors:
         """Raises DataError without an event of positive weight."""
         data = data.teaching()
-        rest, judged = validation_slice(data, seed=seed)
+        rest, judged = spared_slice(data, seed=seed)
         pairs = Pairs.of(rest)
         state = Embeddings.start(rest, factors=self.factors, content=self.content, seed=seed)
         best, best_quality, since = state, -1.0, 0
