@@ -19,6 +19,7 @@ from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
 from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.threads import available_threads
 
 _BATCH_MB = 64.0  # of small Gram matrices that are solved at once, for each thread
 
@@ -75,7 +76,7 @@ class SparseEase:
 
     def estimate(self, data: Interactions) -> Estimate:
         items = len(np.unique(data.histories.item))
-        memory = 200 + 3 * _BATCH_MB * numba.get_num_threads() + 28e-6 * items * self.neighborhood
+        memory = 200 + 3 * _BATCH_MB * available_threads() + 28e-6 * items * self.neighborhood
         counts = data.histories.counts.astype(np.float64)
         scanned = float((counts**2).sum()) * (1 + self.neighborhood / 4)
         work = scanned / 1e9 + items * self.neighborhood**3 / 3e9
@@ -105,7 +106,7 @@ class SparseEase:
             return chosen, found
 
         chosen, weight = [], []
-        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        with ThreadPoolExecutor(available_threads()) as pool:
             for done, (rows, values) in enumerate(pool.map(solve, batches)):
                 progress(done / len(batches), f"{len(active):,} ridge regressions")
                 chosen.append(rows)
