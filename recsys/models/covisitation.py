@@ -7,7 +7,7 @@ count fades the same way, from its newest. With an order an item may point at it
 is counted like all else. Same pair twice: the sum; an event of weight 0 points nowhere.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numba
@@ -16,7 +16,7 @@ from scipy import sparse
 
 from recsys.interactions import Interactions, Queries, Timing
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, truncate_sparse
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.sparse_scores import history_matrix
 from recsys.types import DAY, Histories
 
@@ -24,7 +24,7 @@ _BLOCK = 2048  # rows of the pair counts that are made at once where a history i
 
 
 @dataclass(frozen=True, slots=True)
-class FittedCovisitation:
+class FittedCovisitation(NamedArrays):
     neighbor: np.ndarray  # int32 [V, K] what comes after each item; -1 = none
     weight: np.ndarray  # float32 [V, K]
     popularity: np.ndarray  # float32 [V] weight of the events of each item; 0 = nothing taught it
@@ -40,13 +40,6 @@ class FittedCovisitation:
         row = np.repeat(np.arange(len(queries)), np.diff(found.indptr))
         scores[row, found.indices] = found.data
         return answer_all(scores, reached=np.diff(found.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedCovisitation":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         """Without what an item says of itself: what is served beside an item is another one."""
@@ -71,6 +64,15 @@ class Covisitation:
     neighbors: int = 500
 
     explicit: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("window", "neighbors"),
+            positive=("half_life_days",),
+            not_negative=("backward", "damping", "shrinkage"),
+            shares=("next_older",),
+        )
 
     def estimate(self, data: Interactions) -> Estimate:
         if data.timing is Timing.NONE:

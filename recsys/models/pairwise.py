@@ -7,8 +7,7 @@ small slice of users says when to stop, where the log can spare one. The losses 
 is found and how hard a pair is pulled. One thread, so that the same seed gives the same arrays.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from recsys.interactions import Interactions, Queries
 from recsys.models.fold_in import FoldIn
 from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
-from recsys.models.retrieval import Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, check_settings, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +31,12 @@ class Factors:
         scores[:, np.isnan(self.items[:, 0])] = -np.inf
         return scores
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
+    def arrays(self) -> Arrays:
         return {"vectors": self.items, **self.encoder.arrays()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Factors":
-        return cls(arrays["vectors"], FoldIn(**{f.name: arrays[f.name] for f in fields(FoldIn)}))
+    def from_arrays(cls, arrays: Arrays) -> "Factors":
+        return cls(arrays["vectors"], FoldIn.from_arrays(arrays))
 
     def export(self) -> Vectors:
         return Vectors(self.items, self.encoder)
@@ -58,6 +57,14 @@ class Pairwise:
     explicit: ClassVar[bool] = False
     loss: ClassVar[int]
     cost: ClassVar[float]  # pairs that a step looks at
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("factors", "epochs", "patience", "look_every"),
+            positive=("learning_rate",),
+            not_negative=("regularization",),
+        )
 
     def estimate(self, data: Interactions) -> Estimate:
         tokens = len(data.item_tokens.id) if data.item_tokens and self.content else 0

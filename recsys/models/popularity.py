@@ -7,13 +7,13 @@ show that it does. Of the user it knows nothing but that segment; what the scene
 proposing.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from recsys.interactions import Interactions, Queries, Timing, Tokens
-from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.models.sparse_scores import Proposals
 from recsys.types import DAY, offsets_of, ragged_index
 
@@ -23,7 +23,7 @@ HALF_LIFE_SHARE = 0.1  # of the time that the log spans
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentEncoder:
+class SegmentEncoder(NamedArrays):
     """Queries to the weight of everyone, then of each of S segments. A stranger is of everyone."""
 
     offsets: np.ndarray  # int64 [U + 1] the segments of user u
@@ -45,9 +45,6 @@ class SegmentEncoder:
         found[counts == 0, 0] = 1
         return found
 
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
 
 @dataclass(frozen=True, slots=True)
 class FittedPopularity:
@@ -64,9 +61,7 @@ class FittedPopularity:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "FittedPopularity":
-        return cls(
-            arrays["items"], SegmentEncoder(**{f.name: arrays[f.name] for f in fields(SegmentEncoder)})
-        )
+        return cls(arrays["items"], SegmentEncoder.from_arrays(arrays))
 
     def export(self) -> Vectors:
         return Vectors(self.items, self.encoder)
@@ -85,6 +80,9 @@ class Popularity:
 
     explicit: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("half_life_days",))
+
     def estimate(self, data: Interactions) -> Estimate:
         columns = 1 + (MOST_SEGMENTS if self.segments and data.user_tokens is not None else 0)
         return Estimate(100 + 60e-6 * len(data) + 24e-6 * columns * data.items, 0.1 + len(data) / 1e6)
@@ -94,9 +92,9 @@ class Popularity:
         data = data.teaching()
         log, now, half_life = data.histories, 0, np.inf
         if data.timing is Timing.CLOCK:
-            now, half_life = int(log.time.max()), self.half_life_days
-            if half_life is None:
-                half_life = (now - log.time.min()) / DAY * HALF_LIFE_SHARE
+            now = int(log.time.max())
+            span = (now - int(log.time.min())) / DAY
+            half_life = span * HALF_LIFE_SHARE if self.half_life_days is None else self.half_life_days
         weight = _decayed(data, now=now, half_life_days=half_life)
         count = np.bincount(log.item, weight, data.items)
         offsets, segment, segments = _segments(data.user_tokens if self.segments else None, users=data.users)

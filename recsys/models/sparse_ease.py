@@ -7,7 +7,7 @@ diagonal is zero without being barred. Items are independent of each other: thre
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numba
@@ -18,14 +18,14 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.threads import available_threads
 
 _BATCH_MB = 64.0  # of small Gram matrices that are solved at once, for each thread
 
 
 @dataclass(frozen=True, slots=True)
-class FittedSparseEase:
+class FittedSparseEase(NamedArrays):
     offsets: np.ndarray  # int64 [V + 1] row i: what taking item i says of
     column: np.ndarray  # int32 [Z] these items
     value: np.ndarray  # float32 [Z]
@@ -40,13 +40,6 @@ class FittedSparseEase:
         scores = (taken @ self._weights()).toarray()
         scores += self.popularity * np.float32(1e-6 / self.popularity.max())
         return answer_all(scores, reached=np.diff(taken.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedSparseEase":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         items, weights = len(self.popularity), self._weights()
@@ -73,6 +66,14 @@ class SparseEase:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("neighborhood", "neighbors"),
+            positive=("regularization",),
+            not_negative=("user_exponent", "item_exponent"),
+        )
 
     def estimate(self, data: Interactions) -> Estimate:
         items = len(np.unique(data.histories.item))
