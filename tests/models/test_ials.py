@@ -11,6 +11,7 @@ from tests.contracts.retrieval_model import ALL, RetrievalModelContract, log_of,
 
 class TestIals(RetrievalModelContract):
     model = Ials(factors=8, regularization=0.01, epochs=4)
+    renaming_noise = 0.05
 
 
 @pytest.mark.parametrize("dimensions", [3, 8, 40])  # rows longer and shorter than that

@@ -23,14 +23,17 @@ from tests.contracts.retrieval_model import (
 
 class TestBpr(RetrievalModelContract):
     model = Bpr(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 class TestWarp(RetrievalModelContract):
     model = Warp(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 class TestLogistic(RetrievalModelContract):
     model = Logistic(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 def bpr_step_slowly(state: Embeddings, u: int, i: int, j: int, *, rate: float, penalty: float) -> None:
