@@ -10,6 +10,7 @@ from enum import Enum
 
 import numpy as np
 
+from recsys.errors import DataError
 from recsys.types import DAY, Histories, offsets_of
 
 
@@ -71,6 +72,13 @@ class Interactions:
         """The same users and items with only the events of `keep` bool [M]."""
         weight = None if self.weight is None else self.weight[keep]
         return replace(self, histories=self.histories.where(keep), weight=weight)
+
+    def teaching(self) -> "Interactions":
+        """Only the events of positive weight. Raises DataError without any."""
+        taught = self if self.weight is None else self.where(self.weight > 0)
+        if not len(taught):
+            raise DataError("no interaction of a positive weight to learn from")
+        return taught
 
 
 @dataclass(frozen=True, slots=True)

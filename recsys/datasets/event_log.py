@@ -1,9 +1,10 @@
 """Our own event log as interactions: a work directory, a Delta table of events, or a file of events.
 
 Decides what counts as an interaction and how much it says: purchases most, views least; skips and
-impressions are none. A file is judged as ingestion judges it: rejected events and those that stand
-twice are left out; but a line that can't be read is an error. Items are those of the work directory's
-catalog, with their content; elsewhere those that the events name, without any.
+impressions are none. Only a rating's `value` is kept: that of other events is money. A file is judged
+as ingestion judges it: rejected events and those that stand twice are left out; but a line that can't
+be read is an error. Items are those of the work directory's catalog, with their content; elsewhere
+those that the events name, without any.
 """
 
 import time
@@ -60,6 +61,8 @@ def read_event_log(path: str | Path, *, min_rating: float | None = None) -> Inte
     rows = catalog.rows_of(taken["item_id"])
     if not (rows >= 0).any():
         raise DataError(f"{path}: no event is of an item of catalog.parquet; ingest both from one source")
+    rated = pc.if_else(pc.equal(taken["event_type"], "rating"), taken["value"], None)
+    taken = taken.set_column(taken.schema.get_field_index("value"), "value", rated)
     log = interactions_of(taken, rows=rows, items=len(catalog), weight=weight)
     return replace(log, item_tokens=catalog_tokens(catalog))
 

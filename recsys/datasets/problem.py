@@ -48,7 +48,6 @@ class Judged:
 class Problem:
     train: Interactions
     test: Judged
-    validation: Judged | None = None  # given by the protocol, masked at test time and not trained on
     metrics: tuple[str, ...] = ("recall", "ndcg")  # what the format is usually judged by
     at: tuple[int, ...] = (20,)
 

@@ -43,7 +43,7 @@ def random_split(log: Interactions, *, seed: int, mask: bool = True) -> Problem:
     validation, test = part_counts(counts)
     trained = (counts - validation - test)[user]
     side = np.where(place < trained, TRAIN, np.where(place < trained + validation[user], VALIDATION, TEST))
-    return _problem(log, side[side_of], also_validation=True, mask=mask)
+    return _problem(log, side[side_of], mask=mask)
 
 
 def part_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def fold_splits(log: Interactions, *, folds: int, seed: int, mask: bool = True) 
         )
     fold = np.random.default_rng(seed).permutation(len(user)) * folds // len(user)
     sides = (np.where(fold == number, TEST, TRAIN)[side_of] for number in range(folds))
-    return [_problem(log, side, also_validation=False, mask=mask) for side in sides]
+    return [_problem(log, side, mask=mask) for side in sides]
 
 
 def leave_last_out(log: Interactions, *, mask: bool = True) -> Problem:
@@ -163,7 +163,7 @@ def _new(train: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return ~np.isin(user.astype(np.int64) * width + item, taken)
 
 
-def _problem(log: Interactions, side: np.ndarray, *, also_validation: bool, mask: bool) -> Problem:
+def _problem(log: Interactions, side: np.ndarray, *, mask: bool) -> Problem:
     """The problem whose events are on these sides, int [M]."""
     train = log.where(side == TRAIN)
     columns = {
@@ -174,7 +174,6 @@ def _problem(log: Interactions, side: np.ndarray, *, also_validation: bool, mask
         for which in (VALIDATION, TEST)
     }
     held = columns[VALIDATION]
-    also_masked = (held["user"], held["item"]) if mask and also_validation else None
+    also_masked = (held["user"], held["item"]) if mask else None
     test = judge_users(train, **columns[TEST], also_masked=also_masked, mask=mask)
-    validation = judge_users(train, **held, mask=mask) if also_validation else None
-    return Problem(train, test, validation)
+    return Problem(train, test)

@@ -14,6 +14,7 @@ import numpy as np
 from recsys.datasets.problem import Judged
 from recsys.metrics import hits, hr_at, mrr_at, ndcg_at, precision_at, recall_at
 from recsys.models.retrieval import Fitted
+from recsys.models.threads import available_threads
 
 BLOCK_MB = 256.0  # of scores held at once
 STRIDE = 256  # scores that are looked at together
@@ -60,7 +61,7 @@ def top_k(scores: np.ndarray, *, k: int, tie_order: np.ndarray) -> np.ndarray:
     """
     ranked = np.full((len(scores), k), -1, np.int32)
     if k and scores.size:
-        size = -(-len(scores) // numba.get_num_threads())
+        size = -(-len(scores) // available_threads())
         parts = [slice(start, start + size) for start in range(0, len(scores), size)]
         # Shuffled, since scores that rise from first to last would pass through the heap one and all.
         starts = np.random.default_rng(0).permutation(np.arange(0, scores.shape[1], STRIDE))

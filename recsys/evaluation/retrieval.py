@@ -81,7 +81,7 @@ def summarize(runs: Sequence[Run], *, seed: int = 0) -> Summary:
     if runs[0].squared_error is not None:
         errors = [cast(np.ndarray, run.squared_error) for run in runs]
         low, high = (float(np.sqrt(end)) for end in bootstrap_interval(np.concatenate(errors), rng=rng))
-        groups[EVERYONE] = {"rmse": (float(np.mean([np.sqrt(e.mean()) for e in errors])), low, high)}
+        groups[EVERYONE] = {"rmse": (_mean(np.sqrt([_mean(e) for e in errors])), low, high)}
     for group in dict.fromkeys(name for run in runs for name in run.groups):
         line = groups.setdefault(group, {})
         inside = [run for run in runs if group in run.groups]
@@ -104,7 +104,8 @@ def compare(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -> dic
         errors = [
             np.concatenate([cast(np.ndarray, r.squared_error) for r in runs]) for runs in (ours, theirs)
         ]
-        found[EVERYONE] = {"squared error": paired_difference(*errors, rng=rng)}
+        if len(errors[0]):
+            found[EVERYONE] = {"squared error": paired_difference(*errors, rng=rng)}
     for group in ours[0].groups:
         if group not in theirs[0].groups:
             continue

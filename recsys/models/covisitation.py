@@ -7,17 +7,16 @@ count fades the same way, from its newest. With an order an item may point at it
 is counted like all else. Same pair twice: the sum; an event of weight 0 points nowhere.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numba
 import numpy as np
 from scipy import sparse
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries, Timing
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, truncate_sparse
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.sparse_scores import history_matrix
 from recsys.types import DAY, Histories
 
@@ -25,7 +24,7 @@ _BLOCK = 2048  # rows of the pair counts that are made at once where a history i
 
 
 @dataclass(frozen=True, slots=True)
-class FittedCovisitation:
+class FittedCovisitation(NamedArrays):
     neighbor: np.ndarray  # int32 [V, K] what comes after each item; -1 = none
     weight: np.ndarray  # float32 [V, K]
     popularity: np.ndarray  # float32 [V] weight of the events of each item; 0 = nothing taught it
@@ -41,13 +40,6 @@ class FittedCovisitation:
         row = np.repeat(np.arange(len(queries)), np.diff(found.indptr))
         scores[row, found.indices] = found.data
         return answer_all(scores, reached=np.diff(found.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedCovisitation":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         """Without what an item says of itself: what is served beside an item is another one."""
@@ -73,6 +65,15 @@ class Covisitation:
 
     explicit: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("window", "neighbors"),
+            positive=("half_life_days",),
+            not_negative=("backward", "damping", "shrinkage"),
+            shares=("next_older",),
+        )
+
     def estimate(self, data: Interactions) -> Estimate:
         if data.timing is Timing.NONE:
             pairs = min((data.histories.counts.astype(np.float64) ** 2).sum(), float(data.items) ** 2)
@@ -83,9 +84,7 @@ class Covisitation:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedCovisitation:
         """Raises DataError without an event of positive weight."""
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
+        data = data.teaching()
         count = np.bincount(data.histories.item, data.weights, data.items)
         if data.timing is Timing.NONE:
             row, column, shared = _set_pairs(data, keep=self.neighbors)

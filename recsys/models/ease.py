@@ -5,7 +5,7 @@ its Cholesky factor, and mirrored and scaled in place into the weights. Who took
 not. Scoring uses all weights, what is served keeps the largest of each row.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,13 +14,13 @@ from scipy import linalg, sparse
 from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, taken_matrix, truncate
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 
 _BLOCK = 512  # rows of the Gram matrix that are dense at once
 
 
 @dataclass(frozen=True, slots=True)
-class FittedEase:
+class FittedEase(NamedArrays):
     weights: np.ndarray  # float32 [A, A] row i: how taking item active[i] predicts each other
     active: np.ndarray  # int64 [A] the items that somebody took
     popularity: np.ndarray  # float32 [V] weight of the pairs of each item; 0 = nothing taught it
@@ -32,13 +32,6 @@ class FittedEase:
         scores = np.zeros((len(queries), items), np.float32)
         scores[:, self.active] = taken @ self.weights
         return answer_all(scores, reached=np.diff(taken.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedEase":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         return truncate(self.weights, self.active, items=len(self.popularity), k=int(self.neighbors))
@@ -56,6 +49,9 @@ class Ease:
     neighbors: int = 200  # k of the exported table; see `ease` for what the cut costs
 
     explicit: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("neighbors",), not_negative=("regularization",))
 
     def estimate(self, data: Interactions) -> Estimate:
         return dense_estimate(data)

@@ -6,19 +6,19 @@ of the trained users too: on every data set tried it ranks better than the vecto
 to, which know their training items too well. Arrays only; knows nothing of how they were trained.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from recsys.interactions import Interactions, Queries
+from recsys.models.retrieval import NamedArrays
 from recsys.models.sparse_scores import history_matrix
 from recsys.types import Histories
 
 
 @dataclass(frozen=True, slots=True)
-class FoldIn:
+class FoldIn(NamedArrays):
     """Queries to vectors of D dimensions."""
 
     items: np.ndarray  # float32 [V, D]; 0 = nothing was learned of this item
@@ -27,9 +27,6 @@ class FoldIn:
     def encode(self, queries: Queries) -> np.ndarray:
         """float32 [B, D]; an empty history gives the vector of the average user."""
         return (_pooled(queries.histories, self.items) @ self.weight).astype(np.float32)
-
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        return {"items": self.items, "weight": self.weight}
 
     @classmethod
     def fit(

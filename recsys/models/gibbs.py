@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from recsys.models.weighted_ridge import available_threads, even_cuts
+from recsys.models.threads import available_threads, even_cuts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ is taken back by powers of the same operator. Nothing is trained but the singula
 counts; when does not. Strangers and known users are answered alike, by their history.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.sparse_products import CHUNK, product
 from recsys.models.spectral import EXTRA, ROUNDS, singular_vectors
 
@@ -24,7 +24,7 @@ LOW_PASS_EXPONENT = 0.5  # of the items' degrees around the singular vectors, as
 
 
 @dataclass(frozen=True, slots=True)
-class FittedGraphFilter:
+class FittedGraphFilter(NamedArrays):
     offsets: np.ndarray  # int32 [U + 1] N, who took what, normalized, largest singular value 1: row u has
     column: np.ndarray  # int32 [Z] these items
     value: np.ndarray  # float32 [Z] with these values
@@ -40,13 +40,6 @@ class FittedGraphFilter:
         taken.eliminate_zeros()
         scores = self._filter(taken)
         return answer_all(scores, reached=np.diff(taken.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedGraphFilter":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         """The filter of each item alone, without the item itself, which none wants next."""
@@ -100,6 +93,13 @@ class GraphFilter:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("terms", "factors", "neighbors"),
+            not_negative=("user_exponent", "item_exponent", "sharpen", "low_pass"),
+        )
 
     def estimate(self, data: Interactions) -> Estimate:
         users = max(int((data.histories.counts > 0).sum()), 1)

@@ -8,16 +8,15 @@ gets the same ridge solution of their history. Same pair twice: the weights add 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.held_out import held_out_ndcg, validation_slice
-from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.models.sparse_scores import history_matrix
 from recsys.models.weighted_ridge import Side, row_work, solve_rows
 
@@ -31,7 +30,7 @@ Half = Callable[[Side], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class RidgeEncoder:
+class RidgeEncoder(NamedArrays):
     """Histories to the vectors that the objective gives them, the items' being fixed."""
 
     items: np.ndarray  # float32 [V, D] in their eigenbasis; 0 = nothing taught this item
@@ -55,9 +54,6 @@ class RidgeEncoder:
     def taught(self) -> np.ndarray:
         return np.asarray(self.items.any(1))
 
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
 
 @dataclass(frozen=True, slots=True)
 class IalsFitted:
@@ -73,7 +69,7 @@ class IalsFitted:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "IalsFitted":
-        return cls(RidgeEncoder(**{f.name: arrays[f.name] for f in fields(RidgeEncoder)}))
+        return cls(RidgeEncoder.from_arrays(arrays))
 
     def export(self) -> Vectors:
         items = np.where(self.encoder.taught[:, None], self.encoder.items, np.float32(np.nan))
@@ -113,6 +109,14 @@ class Ials:
 
     explicit: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("factors", "epochs"),
+            positive=("regularization",),
+            not_negative=("unobserved_weight", "exponent"),
+        )
+
     def estimate(self, data: Interactions) -> Estimate:
         factors = self.shaped(data).factors or 1
         users, items = data.histories.counts, np.bincount(data.histories.item, minlength=data.items)
@@ -130,9 +134,7 @@ class Ials:
         Raises DataError without an event of positive weight.
         """
         halves = halves or Table.halves
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
+        data = data.teaching()
         model = self.shaped(data)
         start = _random_items(data, model, seed=seed)
         if model.regularization is None:

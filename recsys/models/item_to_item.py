@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.sparse_scores import even_weights, history_matrix
 from recsys.types import Histories
@@ -70,13 +69,9 @@ class ItemTable:
 def pair_matrix(data: Interactions) -> sparse.csr_array:
     """Who took what, CSR float32 [U, V]: the largest weight of a pair's events over their mean weight, so 1
     where all events weigh alike. Raises DataError without an event of positive weight."""
-    weights = data.weights
-    if not (weights > 0).any():
-        raise DataError("no interaction of a positive weight to learn from")
-    mean = weights[weights > 0].mean(dtype=np.float64)
-    return history_matrix(
-        data.histories, weights=(weights / mean).astype(np.float32), items=data.items, repeats="max"
-    )
+    data = data.teaching()
+    weights = (data.weights / data.weights.mean(dtype=np.float64)).astype(np.float32)
+    return history_matrix(data.histories, weights=weights, items=data.items, repeats="max")
 
 
 def taken_matrix(queries: Queries, *, items: int) -> sparse.csr_array:

@@ -6,7 +6,7 @@ The diagonal is barred as in EASE. Like there, one V x V buffer is enough: the w
 formed, a query goes through their factors.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,14 +15,14 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries
 from recsys.models.ease import dense_estimate, gram_of, inverse
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.sparse_products import CHUNK, product
 
 _BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
-class FittedNormalizedEase:
+class FittedNormalizedEase(NamedArrays):
     precision: np.ndarray  # float32 [A, A] P = (Y'Y + lambda I)^-1 of the items `active`
     barred: np.ndarray  # float32 [A] mu: what keeps an item from predicting itself
     item_scale: np.ndarray  # float32 [A] damping of each item's events
@@ -40,13 +40,6 @@ class FittedNormalizedEase:
         scores = np.zeros((len(queries), items), np.float32)
         scores[:, self.active] = self._predict(taken)
         return answer_all(scores, reached=np.diff(taken.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedNormalizedEase":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         ones = sparse.eye_array(len(self.active), format="csr", dtype=np.float32)
@@ -89,6 +82,11 @@ class NormalizedEase:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, counts=("neighbors",), not_negative=("regularization", "user_exponent", "item_exponent")
+        )
 
     def estimate(self, data: Interactions) -> Estimate:
         return dense_estimate(data, passes=1.1)

@@ -3,22 +3,20 @@
 Decides what is common: a user and an item are a vector each, an item's is the sum of its id's and the
 mean of its tokens' (so that a new item has one from its content), and an item has a bias; negatives
 are uniform among the taught items that the user never took; steps are scaled by row-wise Adagrad; a
-small slice of users says when to stop. The losses differ by how a negative is found and how hard a
-pair is pulled. One thread, so that the same seed gives the same arrays.
+small slice of users says when to stop, where the log can spare one. The losses differ by how a negative
+is found and how hard a pair is pulled. One thread, so that the same seed gives the same arrays.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.fold_in import FoldIn
-from recsys.models.held_out import held_out_ndcg, validation_slice
+from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
-from recsys.models.retrieval import Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, check_settings, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +31,12 @@ class Factors:
         scores[:, np.isnan(self.items[:, 0])] = -np.inf
         return scores
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
+    def arrays(self) -> Arrays:
         return {"vectors": self.items, **self.encoder.arrays()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Factors":
-        return cls(arrays["vectors"], FoldIn(**{f.name: arrays[f.name] for f in fields(FoldIn)}))
+    def from_arrays(cls, arrays: Arrays) -> "Factors":
+        return cls(arrays["vectors"], FoldIn.from_arrays(arrays))
 
     def export(self) -> Vectors:
         return Vectors(self.items, self.encoder)
@@ -60,6 +58,14 @@ class Pairwise:
     loss: ClassVar[int]
     cost: ClassVar[float]  # pairs that a step looks at
 
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("factors", "epochs", "patience", "look_every"),
+            positive=("learning_rate",),
+            not_negative=("regularization",),
+        )
+
     def estimate(self, data: Interactions) -> Estimate:
         tokens = len(data.item_tokens.id) if data.item_tokens and self.content else 0
         rows = data.users + data.items + min(tokens, 1_000_000)
@@ -69,10 +75,8 @@ class Pairwise:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> Factors:
         """Raises DataError without an event of positive weight."""
-        data = data.where(data.weights > 0)
-        if not len(data):
-            raise DataError("no interaction of a positive weight to learn from")
-        rest, judged = validation_slice(data, seed=seed)
+        data = data.teaching()
+        rest, judged = spared_slice(data, seed=seed)
         pairs = Pairs.of(rest)
         state = Embeddings.start(rest, factors=self.factors, content=self.content, seed=seed)
         best, best_quality, since = state, -1.0, 0

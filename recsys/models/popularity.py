@@ -1,21 +1,21 @@
 """Popularity: how often each item was taken lately. The baseline that every model must beat, and the source
 of last resort.
 
-Decides that one order counts once for an item however many lines it has, that age halves the weight, and
-how far a segment of users may differ from everyone: as far as its events show that it does. Of the user
-it knows nothing but that segment; what the scene hides is left out when proposing.
+Decides that one order counts once for an item however many lines it has, by the weightiest of them, that
+age halves the weight, and how far a segment of users may differ from everyone: as far as its events
+show that it does. Of the user it knows nothing but that segment; what the scene hides is left out when
+proposing.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries, Timing, Tokens
-from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.models.sparse_scores import Proposals
-from recsys.types import DAY, Histories, offsets_of, ragged_index
+from recsys.types import DAY, offsets_of, ragged_index
 
 MOST_SEGMENTS = 64  # attributes of users that are told apart: the most frequent ones
 LEAST_USERS = 20  # that an attribute has, to be told apart
@@ -23,7 +23,7 @@ HALF_LIFE_SHARE = 0.1  # of the time that the log spans
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentEncoder:
+class SegmentEncoder(NamedArrays):
     """Queries to the weight of everyone, then of each of S segments. A stranger is of everyone."""
 
     offsets: np.ndarray  # int64 [U + 1] the segments of user u
@@ -31,9 +31,10 @@ class SegmentEncoder:
     segments: np.ndarray  # int64 [] S
 
     def encode(self, queries: Queries) -> np.ndarray:
-        """float32 [B, 1 + S]: 1 / n for each of a user's n segments, or all for everyone."""
+        """float32 [B, 1 + S]: 1 / n for each of a user's n segments, or all for everyone; a user of a later
+        log is a stranger."""
         found = np.zeros((len(queries), 1 + int(self.segments)), np.float32)
-        known = queries.user >= 0
+        known = (queries.user >= 0) & (queries.user < len(self.offsets) - 1)
         counts = np.zeros(len(queries), np.int64)
         counts[known] = np.diff(self.offsets)[queries.user[known]]
         some = np.flatnonzero(counts)
@@ -43,9 +44,6 @@ class SegmentEncoder:
         )
         found[counts == 0, 0] = 1
         return found
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +61,7 @@ class FittedPopularity:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "FittedPopularity":
-        return cls(
-            arrays["items"], SegmentEncoder(**{f.name: arrays[f.name] for f in fields(SegmentEncoder)})
-        )
+        return cls(arrays["items"], SegmentEncoder.from_arrays(arrays))
 
     def export(self) -> Vectors:
         return Vectors(self.items, self.encoder)
@@ -84,25 +80,22 @@ class Popularity:
 
     explicit: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("half_life_days",))
+
     def estimate(self, data: Interactions) -> Estimate:
         columns = 1 + (MOST_SEGMENTS if self.segments and data.user_tokens is not None else 0)
         return Estimate(100 + 60e-6 * len(data) + 24e-6 * columns * data.items, 0.1 + len(data) / 1e6)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedPopularity:
         """Raises DataError without an event of positive weight."""
-        log, weight = data.histories, data.weights.astype(np.float64)
-        if not (weight > 0).any():
-            raise DataError("no interaction of a positive weight to learn from")
-        first = _first_of_order(log)
-        weight[~first] = 0
+        data = data.teaching()
+        log, now, half_life = data.histories, 0, np.inf
         if data.timing is Timing.CLOCK:
-            taught = weight > 0
-            age = (log.time[taught].max() - log.time) / DAY
-            half_life = (
-                age[taught].max() * HALF_LIFE_SHARE if self.half_life_days is None else self.half_life_days
-            )
-            # At most 100 half-lives, so that nothing that was ever taken counts as never taken.
-            weight *= np.exp2(-np.clip(age / max(half_life, 1e-9), 0, 100))
+            now = int(log.time.max())
+            span = (now - int(log.time.min())) / DAY
+            half_life = span * HALF_LIFE_SHARE if self.half_life_days is None else self.half_life_days
+        weight = _decayed(data, now=now, half_life_days=half_life)
         count = np.bincount(log.item, weight, data.items)
         offsets, segment, segments = _segments(data.user_tokens if self.segments else None, users=data.users)
         columns = [count / count.sum()]
@@ -150,13 +143,16 @@ def _segments(tokens: Tokens | None, *, users: int) -> tuple[np.ndarray, np.ndar
     return offsets, np.searchsorted(kept, pairs[:, 1]).astype(np.int32), len(kept)
 
 
-def _first_of_order(log: Histories) -> np.ndarray:
-    """Whether an event is the first one of its item in its order, bool [M]."""
-    by_pair = np.lexsort((log.order, log.item))
+def _decayed(data: Interactions, *, now: int, half_life_days: float) -> np.ndarray:
+    """What each event counts at `now`, float64 [M]: its weight, decayed; 0 for the lines of an order that
+    has a weightier one of the item."""
+    log, weight = data.histories, data.weights.astype(np.float64)
+    by_pair = np.lexsort((-weight, log.order, log.item))
     item, order = log.item[by_pair], log.order[by_pair]
-    first = np.ones(len(item), bool)
-    first[by_pair[1:]] = (item[1:] != item[:-1]) | (order[1:] != order[:-1])
-    return first
+    weight[by_pair[1:][(item[1:] == item[:-1]) & (order[1:] == order[:-1])]] = 0
+    # At most 100 half-lives, so that nothing that was ever taken counts as never taken.
+    age = np.clip((now - log.time) / DAY / max(half_life_days, 1e-9), 0, 100)
+    return weight * np.exp2(-age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +165,10 @@ class PopularitySettings:
 
 def popularity(interactions: Interactions, *, now: int, settings: PopularitySettings) -> np.ndarray:
     """Decayed number of orders with each item in the window before `now`; float32 [V], 0 = none."""
-    log = interactions.histories
-    recent = log.where((log.time < now) & (log.time >= now - settings.window_days * DAY))
-    first = _first_of_order(recent)
-    weight = np.exp2(-((now - recent.time[first]) / DAY) / settings.half_life_days)
-    return np.bincount(recent.item[first], weight, interactions.items).astype(np.float32)
+    time = interactions.histories.time
+    recent = interactions.where((time < now) & (time >= now - settings.window_days * DAY))
+    weight = _decayed(recent, now=now, half_life_days=settings.half_life_days)
+    return np.bincount(recent.histories.item, weight, interactions.items).astype(np.float32)
 
 
 def propose_popular(

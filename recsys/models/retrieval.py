@@ -7,6 +7,7 @@ shapes: vectors with a user encoder, or an item-to-item table. The contract of b
 `tests/contracts/retrieval_model.py`, which each model inherits.
 
 What counts for all of them:
+- Settings that can't work are refused when they are made, not in the middle of a fit.
 - A query of a user who was trained on and one of a stranger with the same history are both answered;
   an empty history is answered by what the model knows without one, popularity at the worst.
 - An item that nothing taught has no score (-inf), unless its content says something.
@@ -15,13 +16,13 @@ What counts for all of them:
 - The same data and seed give the same arrays.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from recsys.errors import CapacityError
+from recsys.errors import CapacityError, SettingsError
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable
 
@@ -40,6 +41,19 @@ class Estimate:
 
     memory_mb: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NamedArrays:
+    """What is nothing but arrays: it travels as a dictionary of them, by the names of its fields."""
+
+    def arrays(self) -> Arrays:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """The inverse of `arrays`; others may stand among them."""
+        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
 
 class UserEncoding(Protocol):
@@ -92,6 +106,28 @@ class Predicts(Protocol):
     def predict(self, queries: Queries, item: np.ndarray) -> np.ndarray:
         """The value that query b gives to item[b]; float32 [B], never NaN."""
         ...
+
+
+def check_settings(
+    settings: object,
+    *,
+    counts: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Raises SettingsError for the first of these fields that is out of its range. None, which leaves a
+    setting to the data, is in each range; NaN is in none."""
+    for names, fits, allowed in (
+        (counts, lambda x: x >= 1, "1 or more"),
+        (positive, lambda x: x > 0, "above 0"),
+        (not_negative, lambda x: x >= 0, "0 or more"),
+        (shares, lambda x: 0 <= x <= 1, "from 0 to 1"),
+    ):
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not fits(value):
+                raise SettingsError(f"{name} = {value!r}: must be {allowed}")
 
 
 def check_capacity(estimate: Estimate, *, what: str, available_mb: float) -> None:

@@ -7,7 +7,7 @@ diagonal is zero without being barred. Items are independent of each other: thre
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numba
@@ -18,13 +18,14 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.threads import available_threads
 
 _BATCH_MB = 64.0  # of small Gram matrices that are solved at once, for each thread
 
 
 @dataclass(frozen=True, slots=True)
-class FittedSparseEase:
+class FittedSparseEase(NamedArrays):
     offsets: np.ndarray  # int64 [V + 1] row i: what taking item i says of
     column: np.ndarray  # int32 [Z] these items
     value: np.ndarray  # float32 [Z]
@@ -39,13 +40,6 @@ class FittedSparseEase:
         scores = (taken @ self._weights()).toarray()
         scores += self.popularity * np.float32(1e-6 / self.popularity.max())
         return answer_all(scores, reached=np.diff(taken.indptr) > 0, popularity=self.popularity)
-
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "FittedSparseEase":
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
 
     def export(self) -> ItemTable:
         items, weights = len(self.popularity), self._weights()
@@ -73,9 +67,17 @@ class SparseEase:
 
     explicit: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("neighborhood", "neighbors"),
+            positive=("regularization",),
+            not_negative=("user_exponent", "item_exponent"),
+        )
+
     def estimate(self, data: Interactions) -> Estimate:
         items = len(np.unique(data.histories.item))
-        memory = 200 + 3 * _BATCH_MB * numba.get_num_threads() + 28e-6 * items * self.neighborhood
+        memory = 200 + 3 * _BATCH_MB * available_threads() + 28e-6 * items * self.neighborhood
         counts = data.histories.counts.astype(np.float64)
         scanned = float((counts**2).sum()) * (1 + self.neighborhood / 4)
         work = scanned / 1e9 + items * self.neighborhood**3 / 3e9
@@ -105,7 +107,7 @@ class SparseEase:
             return chosen, found
 
         chosen, weight = [], []
-        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        with ThreadPoolExecutor(available_threads()) as pool:
             for done, (rows, values) in enumerate(pool.map(solve, batches)):
                 progress(done / len(batches), f"{len(active):,} ridge regressions")
                 chosen.append(rows)

@@ -11,6 +11,8 @@ import numba
 import numpy as np
 from scipy import sparse
 
+from recsys.models.threads import available_threads, even_cuts
+
 CHUNK = 256  # columns at once: what a row of them takes stays in the nearest cache
 
 
@@ -18,19 +20,13 @@ def product(matrix: sparse.csr_array, columns: np.ndarray) -> np.ndarray:
     """CSR float32 [N, K] times float32 [K, B]; float32 [N, B]."""
     columns = np.ascontiguousarray(columns, np.float32)
     found = np.empty((matrix.shape[0], columns.shape[1]), np.float32)
-    threads = numba.get_num_threads()
-    # Equal shares of the entries, not of the rows.
-    cuts = np.searchsorted(matrix.indptr, np.linspace(0, matrix.nnz, threads + 1)[1:-1])
-    bounds = np.concatenate(([0], cuts, [matrix.shape[0]]))
-    with ThreadPoolExecutor(threads) as pool:
-        list(
-            pool.map(
-                lambda t: _rows(
-                    matrix.indptr, matrix.indices, matrix.data, columns, found, bounds[t], bounds[t + 1]
-                ),
-                range(threads),
-            )
-        )
+    cuts = even_cuts(np.diff(matrix.indptr), available_threads())
+
+    def fill(first: int, last: int) -> None:
+        _rows(matrix.indptr, matrix.indices, matrix.data, columns, found, first, last)
+
+    with ThreadPoolExecutor(available_threads()) as pool:
+        list(pool.map(fill, cuts[:-1], cuts[1:]))
     return found
 
 

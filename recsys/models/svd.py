@@ -7,7 +7,7 @@ Whoever asks, trained on or not, gets the expected vector given their rated hist
 sample. Events without a value are ignored; the same pair twice is two ratings, weighted by their events.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,12 +15,12 @@ import numpy as np
 from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.gibbs import Prior, Values, sample_rows
-from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, silent
+from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.types import Histories
 
 
 @dataclass(frozen=True, slots=True)
-class RatingEncoder:
+class RatingEncoder(NamedArrays):
     """Rated histories to vectors, from S samples of the items' K = 1 + factors numbers, the bias first."""
 
     items: np.ndarray  # float32 [S, V, K]; of an item that nobody rated, the sample's mean item
@@ -56,9 +56,6 @@ class RatingEncoder:
         bias = self.items[:, :, 0].mean(0)[:, None] + center / deviation
         return (deviation * np.concatenate((factors, bias, np.ones((items, 1))), axis=1)).astype(np.float32)
 
-    def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
 
 @dataclass(frozen=True, slots=True)
 class SvdFitted:
@@ -85,7 +82,7 @@ class SvdFitted:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "SvdFitted":
-        return cls.of(RatingEncoder(**{f.name: arrays[f.name] for f in fields(RatingEncoder)}))
+        return cls.of(RatingEncoder.from_arrays(arrays))
 
     def export(self) -> Vectors:
         return Vectors(np.where(self.encoder.rated[:, None], self.items, np.float32(np.nan)), self.encoder)
@@ -93,12 +90,15 @@ class SvdFitted:
 
 @dataclass(frozen=True, slots=True)
 class Svd:
-    factors: int = 16
+    factors: int = 16  # 0 = biases only
     warmup: int = 20  # sweeps before the first that is kept
     samples: int = 40  # sweeps that are kept
     thinning: int = 2  # one in so many is kept: neighbors are alike
 
     explicit: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("samples", "thinning"), not_negative=("factors", "warmup"))
 
     def estimate(self, data: Interactions) -> Estimate:
         k, rows = self.factors + 1, data.users + data.items
@@ -109,7 +109,8 @@ class Svd:
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SvdFitted:
         """Raises DataError where no event has a value and a positive weight."""
-        given = data.where((data.weights > 0) & np.isfinite(data.histories.value))
+        given = data.teaching()
+        given = given.where(np.isfinite(given.histories.value))
         if not len(given):
             raise DataError(f"none of {len(data):,} events has a value (rating) to learn from")
         value = given.histories.value.astype(np.float64)

@@ -7,13 +7,15 @@ n x n system (Woodbury) in place of a D x D one; a long row is solved by its nor
 independent: blocks of them go to threads, and the result doesn't depend on how many.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 from scipy import sparse
+
+from recsys.models.threads import available_threads
+from recsys.models.threads import even_cuts as even_cuts  # the training on a cluster takes it from here
 
 _BLOCKS = 16  # of rows for each thread, about as much work each
 
@@ -66,18 +68,6 @@ def row_work(counts: np.ndarray, dimensions: int) -> np.ndarray:
     shorter = np.minimum(counts, dimensions).astype(np.float64)
     longer = np.maximum(counts, dimensions).astype(np.float64)
     return shorter**2 * longer / 2 + shorter**3 / 6 + 4 * shorter * longer + dimensions
-
-
-def even_cuts(work: np.ndarray, blocks: int) -> np.ndarray:
-    """Bounds of at most `blocks` runs of rows of about as much `work` [B] each; int64, 0 first, B last."""
-    total = np.cumsum(work)
-    inner = np.searchsorted(total, np.arange(1, blocks) * (total[-1] if len(total) else 0) / blocks)
-    return np.unique(np.concatenate(([0], inner, [len(work)])))
-
-
-def available_threads() -> int:
-    """What this process may use: OMP_NUM_THREADS, which Ray sets for its workers, or its cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)

@@ -69,14 +69,19 @@ def own_peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000
 
 
-def free_mb() -> float:
+def free_mb(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     """What this process may still take, in MB: of the machine, or of its container where that is less."""
     free = float(psutil.virtual_memory().available)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        limit, used = ((cgroup / f"memory.{name}").read_text().strip() for name in ("max", "current"))
         if limit != "max":
-            free = min(free, float(limit) - float(used))
+            free = min(free, float(limit) - float(used) + _cached(cgroup / "memory.stat"))
     except (OSError, ValueError):  # no such control group here
         pass
     return free / 1e6
+
+
+def _cached(stat: Path) -> float:
+    """Bytes of files that nobody read twice: in `memory.current`, but given back when memory is needed."""
+    lines = (line.split() for line in stat.read_text().splitlines())
+    return float(next((count for name, count in lines if name == "inactive_file"), 0))

@@ -1,13 +1,14 @@
 """Runs in MLflow: what was fitted, with which settings, how good it was. MLflow is imported when used.
 
 SQLite on a laptop and a tracking server in production differ by the URI only. A run is written when
-it is over, in one go: a run that failed leaves none.
+it is over: a fit that failed leaves none. One that the store doesn't take whole is marked as failed there.
 """
 
 import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 from recsys.errors import UnavailableError
 
@@ -40,15 +41,20 @@ def track_run(
         found = client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else client.create_experiment(experiment)
         run = client.create_run(number, run_name=name, tags=dict(tags or {}))
-        client.log_batch(
-            run.info.run_id,
-            params=[Param(key, str(value)[:6000]) for key, value in parameters.items()],
-            metrics=[
-                Metric(re.sub(r"[^\w ./-]", "_at_", key), value, run.info.start_time, 0)
-                for key, value in metrics.items()
-                if value is not None
-            ],
-        )
+        try:
+            client.log_batch(
+                run.info.run_id,
+                params=[Param(key, str(value)[:6000]) for key, value in parameters.items()],
+                metrics=[
+                    Metric(re.sub(r"[^\w ./-]", "_at_", key), value, run.info.start_time, 0)
+                    for key, value in metrics.items()
+                    if value is not None
+                ],
+            )
+        except BaseException:
+            with suppress(MlflowException, SQLAlchemyError, OSError):  # what came first is what is told
+                client.set_terminated(run.info.run_id, "FAILED")
+            raise
         client.set_terminated(run.info.run_id)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         text = next((line for line in str(error).splitlines() if line.strip()), "no message")[:200]

@@ -94,6 +94,54 @@ def test_explicit_models_have_an_rmse(atomic):
     assert 0 < line["metrics"]["rmse"] < 3
 
 
+def renamed(folder: Path, other: Path, seed: int) -> Path:
+    """The files of `folder` in `other`: ids are other numbers or texts, and rows stand in another order."""
+    rng = np.random.default_rng(seed)
+    names = {kind: iter((rng.permutation(900) + 10_000).tolist()) for kind in ("user", "item")}
+    given: dict[tuple[str, str], str] = {}
+    other.mkdir()
+    for path in sorted(folder.iterdir()):
+        head, rows = [], [line.split() for line in path.read_text().splitlines()]
+        if path.suffix == ".inter":
+            head, rows = rows[:1], rows[1:]
+        for row in rows:
+            ids = 2 if path.suffix == ".inter" else len(row)
+            for place in range(ids):
+                kind = "item" if place else "user"
+                prefix = row[place][0] if row[place][0] in "ui" else ""
+                if (kind, row[place]) not in given:
+                    given[kind, row[place]] = f"{prefix}{next(names[kind])}"
+                row[place] = given[kind, row[place]]
+            if path.suffix != ".inter":
+                row[1:] = rng.permutation(row[1:]).tolist()
+        rows = head + [rows[place] for place in rng.permutation(len(rows))]
+        separator = "\t" if path.suffix == ".inter" else " "
+        (other / path.name).write_text("\n".join(separator.join(row) for row in rows) + "\n")
+    return other
+
+
+@pytest.mark.parametrize(("format_", "split"), [("adjacency", "given"), ("atomic", "leave-last-out")])
+@pytest.mark.parametrize(
+    ("model", "noise"),
+    [
+        ("popularity", 0.03),  # ties
+        ("ease regularization=20", 1e-3),
+        ("ials factors=8 regularization=0.02 epochs=60", 0.04),  # its start is drawn, so let it converge
+    ],
+)
+def test_what_ids_are_called_and_where_rows_stand_changes_no_metric(
+    request, tmp_path, format_, split, model, noise
+):
+    folder = request.getfixturevalue(format_)
+    folders = [folder, *(renamed(folder, tmp_path / str(seed), seed) for seed in (1, 2))]
+    given = ("--format", format_, "--split", split, "--model", model, "--at", 10, "--metric", "recall,ndcg")
+    found = [evaluate(*given, "--path", path)[1]["metrics"] for path in folders]
+    for name in ("recall@10", "ndcg@10", "novelty@10"):
+        values = [metrics[name] for metrics in found]
+        allowed = noise * (5 if name == "novelty@10" else 1)  # bits
+        assert np.ptp(values) <= allowed, (name, values)
+
+
 def test_a_run_can_be_tracked(adjacency, tmp_path):
     store = tmp_path / "mlflow.db"
     given = ("--format", "adjacency", "--path", adjacency, "--model", "popularity", "--seed", 7)

@@ -24,13 +24,13 @@ def test_movielens_in_recboles_protocol():
     if not DATA.exists():
         pytest.skip(f"{DATA} is not here")
     (problem,) = read_problems("atomic", DATA, seed=3)
-    log, test, validation = problem.train, problem.test, problem.validation
-    assert validation is not None
+    log, test = problem.train, problem.test
     assert (log.users, log.items) == (943, 1682)
-    assert len(log) + len(test.target) + len(validation.target) == 100_000
-    counts = log.histories.counts + test.target_counts + validation.target_counts
+    hidden = np.diff(test.masked_offsets)  # what is trained on, and the validation part
+    counts = hidden + test.target_counts
+    assert counts.sum() == 100_000
     assert (test.target_counts == counts // 10).all()
-    assert len(test.masked) == len(log) + len(validation.target)
+    assert (hidden - log.histories.counts == counts // 10).all()
     assert (problem.metrics, problem.at) == (("recall", "mrr", "ndcg", "hr"), (10,))
     assert log.timing is Timing.CLOCK
     assert log.item_tokens is not None

@@ -16,6 +16,7 @@ from recsys.events.codec import decode_events
 from recsys.events.schema import STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
 from recsys.interactions import Timing
+from recsys.models.svd import Svd
 
 START = 1_700_000_000
 
@@ -70,10 +71,20 @@ def test_what_counts_and_how_much(tmp_path):
     assert log.histories.item.tolist() == [0, 1, 2, 1, 0]
     assert log.weights.tolist() == np.float32([5, 0.3, 1, 3, 1]).tolist()
     assert log.histories.quantity[0] == 2
-    np.testing.assert_array_equal(log.histories.value, np.float32([9.5, np.nan, np.nan, np.nan, 3]))
+    np.testing.assert_array_equal(log.histories.value, np.float32([np.nan] * 4 + [3]))
     assert log.histories.time.tolist() == [START + n for n in (1, 2, 5, 4, 7)]
     alike = read_event_log(write_lines(tmp_path / "log.jsonl", EVENTS[:1]))
     assert alike.weight is None
+
+
+def test_revenue_is_no_rating(tmp_path):
+    """SVD learned, and was judged by, what purchases had cost."""
+    bought = [event(n, f"u{n % 3}", "abcd"[n % 4], value=10.0 * n) for n in range(1, 20)]
+    (problem,) = read_problems("events", write_lines(tmp_path / "log.jsonl", bought), split="random")
+    assert np.isnan(problem.train.histories.value).all()
+    assert np.isnan(problem.test.value).all()
+    with pytest.raises(DataError, match="has a value"):
+        Svd().fit(problem.train, seed=0)
 
 
 def test_every_place_holds_the_same_log(tmp_path):

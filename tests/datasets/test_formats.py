@@ -63,8 +63,7 @@ def test_each_format_splits_as_asked_or_says_how_it_can(places, name):
         else:
             with pytest.raises(DataError, match=f"can't be split '{split}'.*split {', '.join(possible)}"):
                 read_problems(name, places[name], split=split)
-    folds = read_problems(name, places[name], folds=3)
-    assert [f.validation for f in folds] == [None] * 3
+    assert len(read_problems(name, places[name], folds=3)) == 3
     repeats = read_problems(name, places[name], split="random", repeats=True)[0].test
     assert len(repeats.masked) == 0
     assert len(read_problems(name, places[name], split="random", k_core=2)[0].train)
@@ -134,10 +133,9 @@ def arrays(problem):
     """All numbers of a problem."""
     log = problem.train.histories
     parts = [log.offsets, log.item, log.time, log.value]
-    for judged in filter(None, (problem.test, problem.validation)):
-        parts += [judged.queries.user, judged.queries.histories.item, judged.queries.now]
-        parts += [judged.target_offsets, judged.target, judged.masked_offsets, judged.masked]
-    return parts
+    test = problem.test
+    parts += [test.queries.user, test.queries.histories.item, test.queries.now]
+    return [*parts, test.target_offsets, test.target, test.masked_offsets, test.masked]
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,6 +1,6 @@
 """Runs, their summary and their comparison, on models whose answers are known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -121,3 +121,14 @@ def test_explicit_models_are_judged_by_rmse(problem, wanted):
     assert value == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
     assert low < value < high
     assert "rmse" in metrics_of(summary)
+
+
+def test_without_a_known_value_there_is_no_rmse(problem, wanted):
+    """A mean of nothing was taken: a warning, and a NaN in the comparison's JSON."""
+    none = np.full(len(problem.test.value), np.nan, np.float32)
+    unrated = replace(problem, test=replace(problem.test, value=none))
+    rated, runs = run(BlurredValues(0.0, wanted), problem), [run(BlurredValues(0.0, wanted), unrated)]
+    assert metrics_of(summarize(runs))["rmse"] is None
+    assert "squared error" not in compare(runs, runs)[EVERYONE]
+    of_both = summarize([rated, *runs]).groups[EVERYONE]["rmse"]
+    assert of_both[0] == pytest.approx(summarize([rated]).groups[EVERYONE]["rmse"][0])

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.interactions import Tokens
+from recsys.interactions import Tokens, interactions_from_pairs
+from recsys.models.held_out import spared_slice
 from recsys.models.pairwise import Bpr, Logistic, Warp
 from recsys.models.pairwise_sgd import BPR, Embeddings, Pairs, sgd_epoch
 from tests.contracts.retrieval_model import (
@@ -22,14 +23,17 @@ from tests.contracts.retrieval_model import (
 
 class TestBpr(RetrievalModelContract):
     model = Bpr(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 class TestWarp(RetrievalModelContract):
     model = Warp(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 class TestLogistic(RetrievalModelContract):
     model = Logistic(factors=16, epochs=60)
+    renaming_noise = 0.05
 
 
 def bpr_step_slowly(state: Embeddings, u: int, i: int, j: int, *, rate: float, penalty: float) -> None:
@@ -87,3 +91,19 @@ def test_a_user_who_took_everything_has_no_negative_and_is_no_error():
     user = np.concatenate((np.full(ITEMS, 1), np.arange(2, 12)))
     log = log_of(user, np.concatenate((np.arange(ITEMS), np.arange(10))))
     assert np.isfinite(Bpr(factors=4, epochs=5).fit(log, seed=1).score(queries_of(log, ALL))).all()
+
+
+def test_a_small_log_is_learned_whole():
+    """An event of each user was held out to choose the epochs: half of what users with two events took, and
+    items that were taken once had no score."""
+    user, item = np.repeat(np.arange(20), 2), np.arange(40)
+    log = replace(log_of(user, item), item_tokens=None)
+    for model in (Bpr(factors=4, epochs=5), Warp(factors=4, epochs=5), Logistic(factors=4, epochs=5)):
+        assert np.isfinite(model.fit(log, seed=1).score(queries_of(log, ALL))).all()
+
+
+@pytest.mark.parametrize(("events", "held"), [(2_000, 0), (5_000, 100), (120_000, 2_000)])
+def test_the_slice_is_a_small_share_of_the_log(events, held):
+    log = interactions_from_pairs(np.arange(events) // 2, np.arange(events) % 7, users=events // 2, items=7)
+    rest, judged = spared_slice(log, seed=0)
+    assert (len(rest), len(judged)) == (events - held, held)

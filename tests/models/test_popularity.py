@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from recsys.interactions import Interactions
+from recsys.interactions import Interactions, Timing
 from recsys.models.popularity import (
     Popularity,
     PopularitySettings,
@@ -60,8 +60,29 @@ def test_proposals_leave_out_what_is_hidden_and_what_nobody_bought():
     assert len(propose_popular(scores, requests=0, k=9).item) == 0
 
 
+def test_of_the_lines_of_one_order_the_weightiest_counts():
+    """The first one counted: a view that weighed nothing hid the purchase that followed it."""
+    lines = log([(0, 0, 1), (0, 0, 1), (1, 0, 2), (1, 0, 2)])
+    weighted = replace(lines, weight=np.array([0, 1, 3, 1], np.float32))
+    for data in (weighted, replace(weighted, timing=Timing.SEQUENCE)):
+        share = np.exp(Popularity().fit(data, seed=0).items[:, 0])
+        np.testing.assert_allclose(share[:2], [0.25, 0.75], rtol=1e-6)
+    scores = popularity(weighted, now=NOW + 1, settings=PopularitySettings())
+    np.testing.assert_array_equal(scores, [1, 3, 0, 0])
+
+
+def test_a_user_of_a_later_log_is_a_stranger():
+    data = log_of(*pairs())
+    queries = queries_of(data, ALL[:2])
+    later = replace(queries, user=np.array([len(ALL), len(ALL) + 7]))
+    fitted = Popularity().fit(data, seed=0)
+    strangers = fitted.score(replace(queries, user=np.array([-1, -1])))
+    np.testing.assert_array_equal(fitted.score(later), strangers)
+
+
 class TestPopularity(RetrievalModelContract):
     model = Popularity()
+    renaming_noise = 0.03  # ties between items taken equally often
     expected_taste = -1.0  # it knows the user's segment at best
 
 

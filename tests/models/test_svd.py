@@ -11,6 +11,7 @@ SMALL = Svd(factors=4, warmup=20, samples=20)
 
 class TestSvd(ExplicitModelContract):
     model = SMALL
+    renaming_noise = 0.08
     expected_taste = 0.3  # it learns how items are rated, not which are taken
 
 

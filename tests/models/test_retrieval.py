@@ -1,0 +1,43 @@
+"""What retrieval models have in common: settings that can't work are refused where they are given."""
+
+import pytest
+
+from recsys.errors import SettingsError
+from recsys.models.ials import Ials
+from recsys.settings import model_of
+from recsys.training.retrieval_models import MODELS, model_class
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_own_settings_are_allowed(name):
+    model_class(name)()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("popularity half_life_days=0", "half_life_days = 0.0: must be above 0"),
+        ("covisitation next_older=1.5", "next_older = 1.5: must be from 0 to 1"),
+        ("covisitation shrinkage=.nan", "shrinkage = nan: must be 0 or more"),
+        ("ease neighbors=0", "neighbors = 0: must be 1 or more"),
+        ("normalized_ease user_exponent=-1", "user_exponent = -1.0: must be 0 or more"),
+        ("sparse_ease neighborhood=0", "neighborhood = 0: must be 1 or more"),
+        ("graph_filter terms=0", "terms = 0: must be 1 or more"),
+        ("gf_cf factors=-3", "factors = -3: must be 1 or more"),
+        ("bspm low_pass=-1", "low_pass = -1.0: must be 0 or more"),
+        ("ials epochs=0", "epochs = 0: must be 1 or more"),
+        ("ials regularization=0", "regularization = 0.0: must be above 0"),
+        ("svd samples=0", "samples = 0: must be 1 or more"),
+        ("bpr factors=-3", "factors = -3: must be 1 or more"),
+        ("warp learning_rate=0", "learning_rate = 0.0: must be above 0"),
+        ("logistic regularization=-0.1", "regularization = -0.1: must be 0 or more"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_what_is_allowed(text, message):
+    """They ended in index errors, empty stacks and divisions by zero in the middle of a fit."""
+    with pytest.raises(SettingsError, match=f"^{text.split()[0]}: {message}$"):
+        model_of(text)
+
+
+def test_none_leaves_a_setting_to_the_data():
+    assert Ials(factors=None).factors is None
