@@ -14,8 +14,7 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from recsys.models.threads import available_threads
-from recsys.models.threads import even_cuts as even_cuts  # the training on a cluster takes it from here
+from recsys.models.threads import available_threads, even_cuts
 
 _BLOCKS = 16  # of rows for each thread, about as much work each
 
