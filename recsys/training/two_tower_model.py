@@ -241,7 +241,9 @@ def _start_from(module: TwoTower, start: Arrays) -> None:
         key = name.removesuffix(".weight")
         if name == "id.weight":
             continue
-        array = start[key] if key in ("user_id", "attribute") else start[f"encoder.{_NAMES.get(name, key)}"]
+        array = start.get(key if key in ("user_id", "attribute") else f"encoder.{_NAMES.get(name, key)}")
+        if array is None:
+            raise SettingsError(f"the arrays to start from have no {key}: they are no fit of a two-tower")
         if array.shape != tuple(parameter.shape):
             raise SettingsError(
                 f"the earlier fit's {key} is {array.shape} where this model's is {tuple(parameter.shape)}: "
