@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from recsys.interactions import Interactions, Tokens
-from recsys.models.retrieval import Fitted
+from recsys.models.retrieval import Arrays, Fitted
 from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
 from recsys.training.loop import LoopSettings, Task, best_of, restore, train
-from recsys.training.runner import Arrays, train_data_parallel
+from recsys.training.runner import train_data_parallel
 from recsys.training.two_tower import train_two_tower
 
 
@@ -69,7 +69,12 @@ def _two_tower_loop(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator
 class TorchModel(Protocol):
     """A retrieval model that the loop trains: the two-tower, and sequential models."""
 
-    def task(self, data: Interactions, *, seed: int) -> Task: ...
+    def task(
+        self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
+    ) -> Task:
+        """`start` are the arrays of an earlier fit; with `blank` the caller sets the module's parameters."""
+        ...
+
     def loop(self) -> LoopSettings: ...
     def finish(self, task: Any) -> Fitted:
         """What the module of `task` has become, as arrays."""
@@ -77,17 +82,24 @@ class TorchModel(Protocol):
 
 
 def fit_parallel(
-    model: TorchModel, data: Interactions, *, seed: int, workers: int, storage: str, name: str
+    model: TorchModel,
+    data: Interactions,
+    *,
+    seed: int,
+    workers: int,
+    storage: str,
+    name: str,
+    start: Arrays | None = None,
 ) -> Fitted:
     """`model.fit` on `workers` ranks, each with its share of every batch; a lost worker costs an epoch."""
-    given = {"model": model, "interactions": data, "seed": seed}
+    given = {"model": model, "interactions": data, "seed": seed, "start": start}
     found = train_data_parallel(_epochs, data=given, workers=workers, storage=storage, name=name)
-    task = model.task(data, seed=seed)
+    task = model.task(data, seed=seed, blank=True)
     restore(task.module, best_of(found[-1]))
     return model.finish(task)
 
 
 def _epochs(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator[Arrays]:
     model, seed = data["model"], data["seed"]
-    task = model.task(data["interactions"], seed=seed)
+    task = model.task(data["interactions"], seed=seed, start=data["start"], blank=bool(done))
     yield from train(task, settings=model.loop(), seed=seed, start=done[-1] if done else None)

@@ -1,5 +1,6 @@
 """The two-tower as a retrieval model: the contract, and what only it promises."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ import torch
 from recsys.errors import DataError, SettingsError
 from recsys.interactions import Interactions, Timing, Tokens, interactions_from_pairs
 from recsys.models.fitted_two_tower import FittedTwoTower
+from recsys.settings import model_of
 from recsys.training.loop import train
 from recsys.training.two_tower_model import TwoTowerModel
 from recsys.types import DAY
@@ -192,3 +194,48 @@ def test_a_start_that_does_not_fit_is_refused():
         replace(SMALL, attention=True).fit(log, seed=1, start=arrays)
     with pytest.raises(SettingsError, match="no fit of a two-tower"):
         SMALL.fit(log, seed=1, start={"items": arrays["items"]})
+
+
+@pytest.mark.parametrize("timing", list(Timing), ids=lambda timing: timing.value)
+@pytest.mark.parametrize("model", [SMALL, TwoTowerModel(dimensions=8, max_history=4, most_events=200)])
+def test_the_estimate_counts_the_steps_that_are_made(model, timing):
+    """It counted users where examples are orders: 38 steps were told, and 3,140 made."""
+    log = large_log(timing)
+    task = model.task(log, seed=1)
+    size, epochs, steps = model._schedule(*model._expected(log))
+    assert epochs * steps == pytest.approx(task.epochs * task.steps, rel=0.3)
+    assert size == pytest.approx(task.size, rel=0.3)
+
+
+def test_lines_of_an_order_are_one_example():
+    log = large_log(Timing.CLOCK)
+    baskets = replace(log.histories, order=np.arange(len(log)) // 3)
+    log, model = replace(log, histories=baskets), replace(SMALL, examples="next")
+    found = (model.task(log, seed=1).batches.examples.chance > 0).sum()
+    assert model._expected(log)[0] == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("epochs", "passes", "batch", "dimensions", "temperature", "patience")),
+        *((name, -1) for name in ("uniform", "user_buckets", "weight_decay")),
+        *((name, 1.5) for name in ("left_out", "id_dropout", "last_rate")),
+        ("learning_rate", float("nan")),
+        ("half_lives_events", (1.0, 0.0)),
+    ],
+)
+def test_a_setting_that_cannot_be_names_itself(name, value):
+    with pytest.raises(SettingsError, match=f"^{name} must be .* got {re.escape(str(value))}$"):
+        replace(SMALL, **{name: value})
+
+
+def test_positives_need_negatives():
+    with pytest.raises(SettingsError, match="need negatives"):
+        replace(SMALL, uniform=0)
+
+
+def test_a_refused_setting_of_a_command_is_one_line():
+    """`--set epochs=0` was a ZeroDivisionError."""
+    with pytest.raises(SettingsError, match=r"^two_tower: epochs must be above 0, got 0$"):
+        model_of("two_tower", overrides=["epochs=0"])
