@@ -15,7 +15,8 @@ _NAMES = {"user.weight": "weight", "user.bias": "bias"}
 
 
 def start_from(module: TwoTower, start: Arrays) -> None:
-    """Sets what `FittedTwoTower.arrays` of an earlier fit knows; rows beyond its items stay as they are.
+    """Sets what `FittedTwoTower.arrays` of an earlier fit knows; items that it knew nothing of, those beyond
+    its rows among them, stay as they are.
 
     Raises SettingsError where the arrays are of other shapes, or of another model.
     """
@@ -32,8 +33,9 @@ def start_from(module: TwoTower, start: Arrays) -> None:
                 "use the settings that it was made with"
             )
         parameter.copy_(torch.from_numpy(np.array(array)))
-    old = start["encoder.history"]
-    known = min(len(old), len(module.id.weight))
-    words = module.raw_items(known, np.zeros(known, bool))
+    old = start["encoder.history"][: len(module.id.weight)]
+    words = module.raw_items(len(old), np.zeros(len(old), bool))
+    # A vector of 0 has no direction: its first gradient is so large that Adam hardly moves it after that.
+    known = np.flatnonzero(old.any(axis=1))
     with torch.no_grad():
-        module.id.weight[:known].copy_(torch.from_numpy(old[:known] - words))
+        module.id.weight[known] = torch.from_numpy(old[known] - words[known]).to(module.id.weight)

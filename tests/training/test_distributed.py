@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import distributed
 
 from recsys.interactions import Interactions
 from recsys.models.fitted_two_tower import FittedTwoTower
-from recsys.training.distributed import _epochs, fit_parallel
+from recsys.training.distributed import _digest, _epochs, fit_parallel
 from recsys.training.loop import best_of, restore
 from recsys.training.two_tower_model import TwoTowerModel
 from tests.contracts.retrieval_model import log_of, pairs
@@ -97,6 +98,26 @@ def test_what_is_restored_needs_no_start_of_its_own() -> None:
     (last,) = _epochs(data, checkpoints[:2])
     for name, array in checkpoints[-1].items():
         np.testing.assert_array_equal(last[name], array, err_msg=name)
+
+
+def test_only_the_same_arguments_go_on_where_a_lost_driver_was() -> None:
+    """A run is found again by its name, and that was the model's alone: the fit of a new log could have
+    been the old one's."""
+    log = log_of(*pairs())
+    given = {"model": MODEL, "interactions": log, "seed": 2, "start": None}
+    others = [
+        {"model": replace(MODEL, learning_rate=0.1)},
+        {"interactions": log.where(np.arange(len(log)) > 0)},
+        {"interactions": replace(log, weight=np.ones(len(log), np.float32))},
+        {"interactions": replace(log, user_ids=np.roll(log.user_ids, 1))},
+        {"interactions": replace(log, user_tokens=None)},
+        {"seed": 3},
+        {"start": {"items": np.zeros(3)}},
+        {"start": {"items": np.zeros((3, 1))}},
+    ]
+    digests = [_digest(given | other) for other in [{}, *others]]
+    assert len(set(digests)) == len(digests)
+    assert _digest(given | {"interactions": log_of(*pairs())}) == digests[0]
 
 
 def test_a_fit_whose_worker_is_killed_ends_as_one_that_was_not(ray_cluster: None, tmp_path: Path) -> None:

@@ -162,10 +162,10 @@ def test_a_warm_start_goes_on_where_the_earlier_fit_ended(timing):
 
 
 def test_what_is_new_since_a_warm_start_begins_anew():
-    """The last ten items and their events are news, as are users from 40 on."""
+    """The last ten items and their events are news, as are item 5's and users from 40 on."""
     settings = {"user_buckets": 4096, "content": False}
     user, item = pairs()
-    known = (item < ITEMS - 10) & (user < 40)
+    known = (item < ITEMS - 10) & (item != 5) & (user < 40)
     log = log_of(user, item)
     early = replace(log.where(known[np.argsort(user, kind="stable")]).below(ITEMS - 10))
     before = replace(SMALL, **settings).fit(early, seed=1)
@@ -174,7 +174,8 @@ def test_what_is_new_since_a_warm_start_begins_anew():
     ids = task.module.id.weight.detach().numpy()
     taught = ~np.isnan(before.items).any(1)
     np.testing.assert_allclose(ids[: ITEMS - 10][taught], old[taught], atol=1e-6)
-    assert 0.05 < ids[ITEMS - 10 :].std() < 0.2
+    assert not taught[5]
+    assert ids[[5, *range(ITEMS - 10, ITEMS)]].std(axis=1).min() > 0.05
     bucket = task.batches.users.bucket
     ids_of_users = task.module.user_id.weight.detach().numpy()
     assert (ids_of_users[bucket[1:40]] != 0).any(1).all()
