@@ -26,6 +26,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
+from torch import distributed
 
 from recsys.errors import RecsysError, UnavailableError
 from recsys.models.ranker import RankingRows
@@ -54,7 +55,8 @@ def train_data_parallel(
     Raises what the loop raised where it is a RecsysError, else RecsysError; UnavailableError when
     workers were lost more than `retries` times or can't be placed.
     """
-    gpu = gpu_for_each(ray.cluster_resources(), workers=workers)
+    # A torch made for CPUs can't use the GPUs that Ray sees.
+    gpu = distributed.is_nccl_available() and gpu_for_each(ray.cluster_resources(), workers=workers)
     trainer = partial(_Torch, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"))
     return _fit(
         trainer, loop, data=data, workers=workers, storage=storage, name=name, retries=retries, gpu=gpu
