@@ -137,7 +137,8 @@ class TwoTower(nn.Module):
             loss = self._softmax(positive.float(), cosine.float(), batch)
         else:
             loss = self._ccl(positive.float(), cosine.float(), batch)
-        return (loss * batch["target_weight"]).sum() / batch["target_weight"].sum()
+        weight = batch["target_weight"]  # a batch of few examples may have no target by chance
+        return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
     def _softmax(self, positive: Tensor, cosine: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Sampled softmax: the sum over all items is estimated by the positive itself and the pool, each

@@ -3,11 +3,13 @@
 Apart from the model, so that the settings tree and the serving processes don't pay for importing torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
+from recsys.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,14 @@ class TwoTowerSettings:
     loss: Literal["softmax", "ccl"] = "softmax"
     margin: float = 0.8  # of ccl: a negative of a lower cosine costs nothing
     negative_weight: float = 150.0  # of ccl: all negatives together against one positive
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            above_0=("dimensions", "half_lives_days", "token_buckets", "attribute_buckets", "temperature"),
+            not_below_0=("places", "user_buckets", "negative_weight"),
+            shares=("id_dropout", "user_dropout"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,15 @@ class TwoTowerTraining:
     repeat_share: float = 0.2  # chance that an item bought before is a target (history finds those anyway)
     max_history: int = 300  # newest events of an example; serving may use more
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            above_0=("batch", "targets", "steps", "steps_more", "learning_rate", "max_history"),
+            not_below_0=("weight_decay",),
+            shares=("repeat_share",),
+        )
+        check(self, above_0=("example_half_life_days",))
+
 
 @dataclass(frozen=True, slots=True)
 class TowerSnapshot:
@@ -62,3 +81,22 @@ class TowerSnapshot:
     encoder: Mapping[str, np.ndarray]  # arrays of a `UserEncoder`
     loss: float  # mean over the last steps
     resume: Mapping[str, np.ndarray]  # the loop's checkpoint
+
+
+def check(
+    settings: object,
+    *,
+    above_0: Sequence[str],
+    not_below_0: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Raises SettingsError for the first field whose value, or one of whose values, is out of its range."""
+    for names, valid, wanted in (
+        (above_0, lambda value: value > 0, "above 0"),
+        (not_below_0, lambda value: value >= 0, "0 or more"),
+        (shares, lambda value: 0 <= value <= 1, "in 0..1"),
+    ):
+        for name in names:
+            given = getattr(settings, name)
+            if not all(map(valid, given if isinstance(given, tuple) else (given,))):
+                raise SettingsError(f"{name} must be {wanted}, got {given}")

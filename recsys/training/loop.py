@@ -1,10 +1,10 @@
 """The training loop of all torch models: plain torch, alone or on each rank of a group. No Ray.
 
 Decides what every such training shares: AdamW with a falling rate, gradients averaged over the ranks of
-an initialized `torch.distributed` group, early stopping that goes back to the best epoch, bfloat16 and
-compilation where there is a GPU, and a checkpoint after each epoch. Chance depends on seed, epoch and
-rank alone, so that a run resumed from a checkpoint ends as one that was never interrupted. What a
-model is, and what it learns from, is a `Task`'s to say.
+an initialized `torch.distributed` group, of which rank 0 has the start and the validation for all, early
+stopping that goes back to the best epoch, bfloat16 and compilation where there is a GPU, and a checkpoint
+after each epoch. Chance depends on seed, epoch and rank alone, so that a run resumed from a checkpoint
+ends as one that was never interrupted. What a model is, and what it learns from, is a `Task`'s to say.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +40,8 @@ class Task(Protocol):
         ...
 
     def validate(self) -> float:
-        """How good the module is now; higher is better, NaN = can't be told (then nothing stops early)."""
+        """How good the module is now; higher is better, NaN = can't be told (then nothing stops early).
+        Asked on rank 0 alone."""
         ...
 
 
@@ -75,6 +76,9 @@ def train(
         module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     state = _Progress() if start is None else _resume(start, module, optimizer)
+    if ranks > 1:  # other processors may compute other last bits, or turn a singular vector around
+        for tensor in module.state_dict().values():
+            distributed.broadcast(tensor, 0)
     for epoch in range(state.epoch + 1, task.epochs):
         if state.waited >= settings.patience:
             break
@@ -98,7 +102,10 @@ def train(
             losses.append(float(loss.detach()))
             progress((epoch + (step + 1) / steps) / task.epochs, losses[-1])
         module.eval()
-        state = state.after(epoch, loss=float(np.mean(losses[-20:])), value=task.validate(), module=module)
+        value = torch.tensor([task.validate() if rank == 0 else 0.0], dtype=torch.float64, device=device)
+        if ranks > 1:  # if each told for itself, a last bit could make one stop where others wait for it
+            distributed.broadcast(value, 0)
+        state = state.after(epoch, loss=float(np.mean(losses[-20:])), value=float(value), module=module)
         yield _checkpoint(state, module, optimizer)
     if state.best:
         restore(module, state.best)

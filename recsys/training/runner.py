@@ -29,6 +29,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
+from torch import distributed
 
 from recsys.errors import RecsysError, UnavailableError
 from recsys.models.ranker import RankingRows
@@ -47,7 +48,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 def train_data_parallel(
     loop: Loop, *, data: Mapping[str, Any], workers: int, storage: str, name: str, retries: int = 2
 ) -> list[dict[str, np.ndarray]]:
-    """All snapshots that `loop` yields, in order; it runs on `workers` ranks of a gloo group.
+    """All snapshots that `loop` yields, in order; it runs on `workers` ranks of a `torch.distributed`
+    group: nccl with a GPU each where there are as many, else gloo.
 
     Every rank must yield the same number of snapshots; those of rank 0 are kept. `storage` is a folder
     or URI that every node can reach. The run's folder there is deleted at the end; after a lost driver
@@ -56,8 +58,18 @@ def train_data_parallel(
     Raises what the loop raised where it is a RecsysError, else RecsysError; UnavailableError when
     workers were lost more than `retries` times or can't be placed.
     """
-    trainer = partial(_Torch, torch_config=TorchConfig(backend="gloo"))
-    return _fit(trainer, loop, data=data, workers=workers, storage=storage, name=name, retries=retries)
+    # A torch made for CPUs can't use the GPUs that Ray sees.
+    gpu = distributed.is_nccl_available() and gpu_for_each(ray.cluster_resources(), workers=workers)
+    trainer = partial(_Torch, torch_config=TorchConfig(backend="nccl" if gpu else "gloo"))
+    return _fit(
+        trainer, loop, data=data, workers=workers, storage=storage, name=name, retries=retries, gpu=gpu
+    )
+
+
+def gpu_for_each(resources: Mapping[str, float], *, workers: int) -> bool:
+    """Whether the cluster has a GPU for each worker. Some with and some without would wait for each other
+    at every step, and can't be in one group."""
+    return resources.get("GPU", 0) >= workers
 
 
 def train_xgboost(
@@ -115,6 +127,7 @@ def _fit(
     storage: str,
     name: str,
     retries: int,
+    gpu: bool = False,
 ) -> list[dict[str, np.ndarray]]:
     storage = storage if "://" in storage else str(Path(storage).resolve())
     cpus = ray.cluster_resources().get("CPU", 0)
@@ -126,7 +139,11 @@ def _fit(
         run = trainer(
             _on_worker,
             train_loop_config={"loop": loop, "data": references},
-            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+            ),
             run_config=RunConfig(
                 name=folder,
                 storage_path=storage,

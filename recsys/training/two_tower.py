@@ -1,6 +1,6 @@
 """The two-tower's training: its batches, and the request path's run forwards through time.
 
-`TowerTask` makes batches of drawn examples for the loop. `train_two_tower` is one such training whose
+`Batches` makes batches of drawn examples for the loop. `train_two_tower` is one such training whose
 epochs end at cutoffs: a later cutoff goes on from the earlier one instead of starting anew, recent
 orders are favored, and a snapshot has seen no event at or after its cutoff. No Ray.
 """

@@ -19,10 +19,11 @@ from recsys.models.fitted_two_tower import FittedTwoTower, KnownUsers, attribute
 from recsys.models.retrieval import Arrays, Estimate, Progress, silent
 from recsys.models.spectral import item_factors
 from recsys.models.two_tower import TwoTower, array_of, folded
-from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
+from recsys.models.two_tower_settings import Negatives, TwoTowerSettings, check
 from recsys.training.examples import Examples, LeftOut, NextOrders, Together, orders_of, spread
 from recsys.training.loop import LoopSettings, train
 from recsys.training.two_tower import Batch, Batches, UserSide
+from recsys.training.warm_start import start_from
 
 USER_SALT = "user-id"  # frozen: a warm start depends on it
 _HELD_OUT_USERS, _FEW = 2000, 50
@@ -58,15 +59,32 @@ class TwoTowerModel(TwoTowerSettings):
     last_rate: float = 0.05
     patience: int = 4
 
+    def __post_init__(self) -> None:
+        TwoTowerSettings.__post_init__(self)
+        check(
+            self,
+            above_0=("half_lives_events", "example_half_life_days", "targets", "max_history", "batch"),
+            not_below_0=("in_batch", "uniform", "weight_decay"),
+            shares=("left_out", "repeat_share", "last_rate"),
+        )
+        check(self, above_0=("most_events", "passes", "most_steps", "epochs", "learning_rate", "patience"))
+        if not self.in_batch + self.uniform:
+            raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")
+
     def estimate(self, data: Interactions) -> Estimate:
-        """Tables with their gradients, moments and copies, and the logits of a batch."""
-        d = self.dimensions
-        rows = data.items + self.user_buckets + self.token_buckets
-        logits = self.batch * (self.in_batch + self.uniform)
-        events = self.batch * min(self.max_history, 1 + len(data) / max(data.users, 1)) * d
-        memory = 4 * (10 * rows * d + 6 * logits + 8 * events) + 100 * len(data)
-        steps = min(self.most_steps, 1 + self.passes * max(data.users, 1) / self.batch)
-        return Estimate(memory / 1e6, steps * (2e-10 * logits * d + 5e-9 * rows * d + 5e-9 * events))
+        """Tables with their gradients, moments and copies, and the logits of a batch; the seconds of all
+        steps, of which it may leave some out."""
+        d, tokens = self.dimensions, self.content and data.item_tokens is not None
+        examples, length = self._expected(data)
+        batch, epochs, steps = self._schedule(examples, length)
+        rows = data.items + self.user_buckets + tokens * self.token_buckets
+        logits = batch * min(self.in_batch + self.uniform, data.items)
+        events = batch * (1 + length) * d
+        validated = min(_HELD_OUT_USERS, len(data) // _FEW) * data.items
+        memory = 4 * (10 * rows * d + 6 * logits + 8 * events + 2 * 256 * data.items) + 100 * len(data)
+        step = (1e-8 + 1.3e-10 * d) * logits + 4e-9 * rows * d + 5e-9 * events
+        start = (3e-9 * d * data.items + 2e-8 * len(data)) * d if self.spectral else 0.0
+        return Estimate(memory / 1e6, start + epochs * (steps * step + 1e-8 * validated))
 
     def fit(
         self, data: Interactions, *, seed: int, progress: Progress = silent, start: Arrays | None = None
@@ -91,17 +109,18 @@ class TwoTowerModel(TwoTowerSettings):
             patience=self.patience,
         )
 
-    def task(self, data: Interactions, *, seed: int, start: Arrays | None = None) -> "FitTask":
-        """What the loop trains."""
+    def task(
+        self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
+    ) -> "FitTask":
+        """What the loop trains; `blank` = the caller sets the module's parameters, so that nothing need be
+        computed for its start."""
         if data.weight is not None:
             data = data.where(data.weight > 0)
         if not len(data):
             raise DataError("no interaction of a weight above 0: the two-tower has nothing to learn from")
         if not self.content:
             data = replace(data, item_tokens=None, user_tokens=None)
-        kind: str = self.examples
-        if kind == "auto":
-            kind = {Timing.NONE: "left_out", Timing.SEQUENCE: "next", Timing.CLOCK: "both"}[data.timing]
+        kind = self._kind(data.timing)
         asked, judged = min(_HELD_OUT_USERS, len(data) // _FEW), None
         if asked >= _FEW:
             data, judged = hold_out(data, users=asked, seed=seed, newest=kind == "next")
@@ -115,8 +134,8 @@ class TwoTowerModel(TwoTowerSettings):
             attributes=data.user_tokens is not None,
         )
         if start is not None:
-            _start_from(module, start)
-        elif self.spectral:
+            start_from(module, start)
+        elif self.spectral and not blank:
             factors = item_factors(data, dimensions=self.dimensions, seed=seed)
             with torch.no_grad():  # of the length that a random start has
                 module.id.weight.copy_(torch.from_numpy(factors * (0.1 * np.sqrt(len(factors)))))
@@ -126,11 +145,32 @@ class TwoTowerModel(TwoTowerSettings):
         )
         taught = np.bincount(data.histories.item, minlength=data.items) > 0
         batches = Batches(module, examples, Negatives(self.in_batch, self.uniform), taught, users)
-        batch = int(min(self.batch, max(1, self.most_events / max(examples.length(), 1))))
-        drawn = int((examples.chance > 0).sum())
-        steps = min(self.most_steps, int(np.ceil(self.passes * drawn / batch)))
+        batch, epochs, steps = self._schedule(int((examples.chance > 0).sum()), examples.length())
+        return FitTask(module, batches, data, judged, hide, self, batch, epochs, steps)
+
+    def _kind(self, timing: Timing) -> str:
+        if self.examples != "auto":
+            return self.examples
+        return {Timing.NONE: "left_out", Timing.SEQUENCE: "next", Timing.CLOCK: "both"}[timing]
+
+    def _expected(self, data: Interactions) -> tuple[int, float]:
+        """How many examples there will be, and events of one on average, by counting alone."""
+        log, kind = data.where(data.weights > 0).histories, self._kind(data.timing)
+        user, some = log.request, log.counts > 0
+        begins = np.append(True, (user[1:] != user[:-1]) | (log.order[1:] != log.order[:-1]))[: len(user)]
+        orders = np.bincount(user[begins], minlength=len(log)) * (kind != "left_out")
+        users = some * (kind != "next")
+        events = users * np.minimum(log.counts, self.max_history)
+        before = orders * np.minimum(log.counts / 2, self.max_history)
+        lengths = [found.sum() / max(of.sum(), 1) for found, of in ((events, users), (before, orders))]
+        return int(users.sum() + orders.sum()), float(sum(lengths)) / (2 if kind == "both" else 1)
+
+    def _schedule(self, examples: int, events: float) -> tuple[int, int, int]:
+        """Size of a batch, epochs, and steps of one, for so many examples of so many events on average."""
+        batch = int(min(self.batch, max(1, self.most_events / max(events, 1))))
+        steps = int(max(1, min(self.most_steps, np.ceil(self.passes * examples / batch))))
         epochs = min(self.epochs, steps)
-        return FitTask(module, batches, data, judged, hide, self, batch, epochs, -(-steps // epochs))
+        return batch, epochs, -(-steps // epochs)
 
     def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
         left_out = LeftOut.of(
@@ -232,27 +272,3 @@ def _repeated(data: Interactions) -> float:
     """Share of events whose user took the item in an earlier one."""
     log = data.histories
     return 1 - len(np.unique(log.request * data.items + log.item)) / max(len(log.item), 1)
-
-
-def _start_from(module: TwoTower, start: Arrays) -> None:
-    """Sets what `FittedTwoTower.arrays` of an earlier fit knows; rows beyond its items stay as they are."""
-    state = module.state_dict()
-    for name, parameter in state.items():
-        key = name.removesuffix(".weight")
-        if name == "id.weight":
-            continue
-        array = start[key] if key in ("user_id", "attribute") else start[f"encoder.{_NAMES.get(name, key)}"]
-        if array.shape != tuple(parameter.shape):
-            raise SettingsError(
-                f"the earlier fit's {key} is {array.shape} where this model's is {tuple(parameter.shape)}: "
-                "use the settings that it was made with"
-            )
-        parameter.copy_(torch.from_numpy(np.array(array)))
-    old = start["encoder.history"]
-    known = min(len(old), len(module.id.weight))
-    words = module.raw_items(known, np.zeros(known, bool))
-    with torch.no_grad():
-        module.id.weight[:known].copy_(torch.from_numpy(old[:known] - words))
-
-
-_NAMES = {"user.weight": "weight", "user.bias": "bias"}

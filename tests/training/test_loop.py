@@ -1,11 +1,13 @@
-"""The loop: resumes exactly, stops early, and goes back to the best epoch. Two ranks: test_two_tower."""
+"""The loop: resumes exactly, stops early, and goes back to the best epoch; two ranks do it together."""
 
+import multiprocessing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from recsys.training.loop import RESUME, LoopSettings, best_of, restore, train
 
@@ -114,3 +116,31 @@ def test_the_same_seed_gives_the_same_and_another_does_not():
     list(train(other, settings=SETTINGS, seed=4))
     np.testing.assert_array_equal(weights(first), weights(second))
     assert not np.array_equal(weights(first), weights(other))
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    task = Fit(values=[[1, 5, 4, 4.5, 9], [5, 4, 3, 2, 1.0]][rank])
+    if rank:
+        with torch.no_grad():
+            task.module.line.weight.fill_(99)
+    values = [float(checkpoint["value"]) for checkpoint in run(task)]
+    np.savez(Path(folder) / f"{rank}.npz", weight=weights(task), values=values)
+    distributed.destroy_process_group()
+
+
+def test_ranks_that_see_other_values_stop_together(tmp_path):
+    """Each decided by its own validation: rank 1 stopped an epoch before rank 0, which then waited for a
+    gradient that never came. And each began with the parameters that it had computed itself."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_rank, args=(rank, str(tmp_path)), daemon=True) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    assert first["values"].tolist() == second["values"].tolist() == [1, 5, 4, 4.5]
+    np.testing.assert_array_equal(first["weight"], second["weight"])
+    assert np.abs(first["weight"]).max() < 9

@@ -123,6 +123,16 @@ def test_more_workers_than_cpus_is_refused_at_once(ray_cluster: None, tmp_path: 
         runner.train_data_parallel(raises, data={}, workers=64, storage=str(tmp_path), name="many")
 
 
+@pytest.mark.parametrize(
+    ("resources", "workers", "expected"),
+    [({"CPU": 8}, 1, False), ({"CPU": 8, "GPU": 1.0}, 2, False), ({"CPU": 8, "GPU": 2.0}, 2, True)],
+)
+def test_workers_get_a_gpu_each_or_none_gets_one(
+    resources: dict[str, float], workers: int, expected: bool
+) -> None:
+    assert runner.gpu_for_each(resources, workers=workers) is expected
+
+
 def two_tower_arguments() -> dict[str, Any]:
     """Thirty users who buy one of twelve items a day for twenty days."""
     rng = np.random.default_rng(0)
