@@ -17,6 +17,7 @@ from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, taken
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 
 _BLOCK = 512  # rows of the Gram matrix that are dense at once
+LAPACK_ITEMS = 30_000  # spotrf of OpenBLAS ends the process at 33,000 rows, whose bytes 32 bits don't count
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def ease(interactions: Interactions, *, settings: EaseSettings) -> ItemTable:
 def dense_estimate(data: Interactions, *, passes: float = 1.0) -> Estimate:
     """Of one matrix over the items that were taken, and `passes` times its inversion."""
     items = len(np.unique(data.histories.item))
-    memory = 150 + 4e-6 * items**2 + 8e-6 * _BLOCK * items + 60e-6 * len(data)
+    halves = 1.5 if items > LAPACK_ITEMS else 1.0
+    memory = 150 + 4e-6 * halves * items**2 + 8e-6 * _BLOCK * items + 60e-6 * len(data)
     return Estimate(memory, 0.5 + passes * items**3 / 1.5e11 + len(data) / 1e6)
 
 
@@ -104,10 +106,13 @@ def gram_of(pairs: sparse.csr_array, *, regularization: float) -> np.ndarray:
 
 
 def inverse(gram: np.ndarray) -> np.ndarray:
-    """The inverse of a symmetric positive definite matrix float32 [A, A], in the memory of `gram`.
+    """The inverse of a symmetric positive definite matrix float32 [A, A], in the memory of `gram`; beyond
+    LAPACK_ITEMS rows by halves, which takes half as much memory again.
 
     Raises DataError where rounding has made it indefinite.
     """
+    if len(gram) > LAPACK_ITEMS:
+        return _inverse_by_halves(gram)
     if not len(gram):
         return gram
     # LAPACK sees the transpose, whose lower triangle is our upper one.
@@ -123,6 +128,27 @@ def inverse(gram: np.ndarray) -> np.ndarray:
         found[start:stop, start:stop] = square + np.triu(square, 1).T
         found[stop:, start:stop] = found[start:stop, stop:].T
     return found
+
+
+def _inverse_by_halves(gram: np.ndarray) -> np.ndarray:
+    """[[A, B'], [B, C]] by the inverse of A and that of its Schur complement S = C - B A^-1 B'."""
+    half = len(gram) // 2
+    first, cross, second = gram[:half, :half], gram[half:, :half], gram[half:, half:]
+    first[:] = inverse(first.copy())
+    weights = cross @ first
+    _subtract(second, weights, cross.T)
+    second[:] = inverse(second.copy())
+    np.matmul(second, weights, out=cross)  # S^-1 B A^-1
+    _subtract(first, -weights.T, cross)
+    np.negative(cross, out=cross)
+    gram[:half, half:] = cross.T
+    return gram
+
+
+def _subtract(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """total -= left right, by blocks of rows."""
+    for start in range(0, len(total), _BLOCK):
+        total[start : start + _BLOCK] -= left[start : start + _BLOCK] @ right
 
 
 def _to_weights(precision: np.ndarray) -> None:

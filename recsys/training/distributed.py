@@ -1,13 +1,10 @@
 """The torch trainings that run data parallel: what goes to the workers, and what comes back.
 
-The two-tower's run through time, and the fit of any model that the loop trains. Decides that what a lost
-driver left is gone on with where all arguments are the same, and only there. Decides nothing about Ray,
-which is `runner`'s matter, nor about training, which is `loop`'s.
+The two-tower's run through time, and the fit of any model that the loop trains. Decides nothing about
+Ray, which is `runner`'s matter, nor about training, which is `loop`'s.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +13,7 @@ from recsys.interactions import Interactions, Tokens
 from recsys.models.retrieval import Arrays, Fitted
 from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
 from recsys.training.loop import LoopSettings, Task, best_of, restore, train
-from recsys.training.runner import Loop, train_data_parallel
+from recsys.training.runner import train_data_parallel
 from recsys.training.two_tower import train_two_tower
 
 
@@ -43,7 +40,7 @@ def train_two_tower_parallel(
         "settings": settings,
         "seed": seed,
     }
-    found = _train(_two_tower_loop, arguments, workers=workers, storage=storage, name=name)
+    found = train_data_parallel(_two_tower_loop, data=arguments, workers=workers, storage=storage, name=name)
     return [
         TowerSnapshot(
             cutoff=int(arrays["cutoff"]),
@@ -96,7 +93,7 @@ def fit_parallel(
 ) -> Fitted:
     """`model.fit` on `workers` ranks, each with its share of every batch; a lost worker costs an epoch."""
     given = {"model": model, "interactions": data, "seed": seed, "start": start}
-    found = _train(_epochs, given, workers=workers, storage=storage, name=name)
+    found = train_data_parallel(_epochs, data=given, workers=workers, storage=storage, name=name)
     task = model.task(data, seed=seed, blank=True)
     restore(task.module, best_of(found[-1]))
     return model.finish(task)
@@ -106,32 +103,3 @@ def _epochs(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator[Arrays]
     model, seed = data["model"], data["seed"]
     task = model.task(data["interactions"], seed=seed, start=data["start"], blank=bool(done))
     yield from train(task, settings=model.loop(), seed=seed, start=done[-1] if done else None)
-
-
-def _train(
-    loop: Loop, data: Mapping[str, Any], *, workers: int, storage: str, name: str
-) -> list[dict[str, np.ndarray]]:
-    """A run whose name only these arguments have: it would go on from any checkpoint that it finds there."""
-    told = f"{name}-{_digest(data)}"
-    return train_data_parallel(loop, data=data, workers=workers, storage=storage, name=told)
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    """The same for the same values in every process, 16 hex digits."""
-    found = hashlib.blake2b(digest_size=8)
-
-    def add(value: Any) -> None:
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            found.update(f"{value.dtype} {value.shape} ".encode())
-            found.update(np.ascontiguousarray(value).data)
-        elif is_dataclass(value):
-            add({field.name: getattr(value, field.name) for field in fields(value)})
-        elif isinstance(value, Mapping):
-            for key, part in value.items():
-                found.update(f"{key} ".encode())
-                add(part)
-        else:
-            found.update(repr(list(value) if isinstance(value, np.ndarray) else value).encode())
-
-    add(data)
-    return found.hexdigest()

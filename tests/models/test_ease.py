@@ -104,3 +104,14 @@ def test_a_table_of_nothing_and_of_one_item_is_empty():
 def test_the_estimate_grows_with_the_square_of_the_items_taken():
     few, many = log_of(np.zeros(10, int), np.arange(10)), log_of(np.zeros(30, int), np.arange(30))
     assert Ease().estimate(many).memory_mb > Ease().estimate(few).memory_mb
+
+
+def test_the_inverse_by_halves_is_the_inverse(monkeypatch):
+    """LAPACK ended the process at 41,000 items: beyond some size only halves go to it."""
+    monkeypatch.setattr("recsys.models.ease.LAPACK_ITEMS", 20)
+    matrix = np.random.default_rng(4).normal(size=(200, 131)).astype(np.float32)
+    gram = matrix.T @ matrix + 5 * np.eye(131, dtype=np.float32)
+    expected = np.linalg.inv(gram.astype(np.float64))
+    found = inverse(gram)
+    assert found is gram
+    np.testing.assert_allclose(found, expected, atol=1e-5)

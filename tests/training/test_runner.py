@@ -78,17 +78,6 @@ def test_a_killed_worker_costs_the_work_since_the_last_snapshot(ray_cluster: Non
     assert not [key for key in os.environ if key.startswith("RAY_TRAIN_")]
 
 
-def test_only_the_same_data_and_settings_are_gone_on_with() -> None:
-    def of(**changes: Any) -> str:
-        data = {"rows": np.arange(1000.0), "seed": 1, "settings": TwoTowerTraining()} | changes
-        return runner._fingerprint(data)
-
-    assert of() == of()
-    assert (
-        len({of(), of(seed=2), of(rows=np.arange(1000.0) + 1), of(settings=TwoTowerTraining(steps=7))}) == 4
-    )
-
-
 def raises(data: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     raise data["error"]
     yield {}
