@@ -35,15 +35,15 @@ class TwoTowerModel(TwoTowerSettings):
 
     explicit: ClassVar[bool] = False
 
-    dimensions: int = 128
+    dimensions: int = 256
     attention: bool = False
     context: bool = True  # under a clock
     in_batch: int = 0  # negatives, see `Negatives`
-    uniform: int = 4096
+    uniform: int = 8192
     content: bool = True  # of items and users, where there is any
     half_lives_events: tuple[float, ...] = (1.0, 8.0, float("inf"))  # of histories with an order but no clock
     examples: Literal["auto", "next", "left_out", "both"] = "auto"  # see `recsys.training.examples`
-    left_out: float = 0.3  # share of a history
+    left_out: float = 0.5  # share of a history
     example_half_life_days: float = float("inf")  # of next orders
     repeat_share: float = 0.2  # chance that an item taken before is a target, under a clock
     targets: int = 8  # of an order
@@ -57,7 +57,7 @@ class TwoTowerModel(TwoTowerSettings):
     learning_rate: float = 0.005
     weight_decay: float = 0.0
     last_rate: float = 0.05
-    patience: int = 4
+    patience: int = 6
 
     def __post_init__(self) -> None:
         TwoTowerSettings.__post_init__(self)
