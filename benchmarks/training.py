@@ -11,6 +11,7 @@ over ours: above 1 we are faster. What is compiled is compiled before.
 """
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.environments import python_of
 from benchmarks.ranking import compare_ranking
@@ -279,6 +281,8 @@ def main() -> None:
             f"error: no train.txt in {options.data}; give --data a folder with train.txt and test.txt, "
             "each line a user and their items"
         )
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # what our own threads go by
+    threadpool_limits(THREADS)
     torch.set_num_threads(THREADS)
     numba.set_num_threads(THREADS)
     (problem,) = read_problems("adjacency", options.data)

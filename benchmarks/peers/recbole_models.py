@@ -1,10 +1,10 @@
-"""Models of RecBole, one run; started by benchmarks/training.py, in an environment of its own.
+"""SimpleX of RecBole, one run; started by benchmarks/training.py, in an environment of its own.
 
     python recbole_models.py REQUEST.json
 
-As implicit_models.py: pairs in, vectors after each epoch of `keep` and the seconds of training out. The
-vectors of SimpleX are normalized, as its scores are. An epoch is one of RecBole's trainer, with its
-sampling of negatives. The first epoch's seconds have the making of the model in them, not the reading.
+As implicit_models.py: pairs in, vectors after each epoch of `keep` and the seconds of training out. An
+epoch is one of RecBole's trainer, with its sampling of negatives. The first epoch's seconds have the making
+of the model in them, not the reading.
 """
 
 import json
@@ -45,21 +45,14 @@ def write_pairs(folder: Path, user: np.ndarray, item: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def vectors(model: torch.nn.Module, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of users and of items, by RecBole's own numbers, with the padding at 0."""
+def vectors(model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of SimpleX's users and items, by RecBole's own numbers, with the padding at 0."""
     model.eval()
-    if name == "SimpleX":
-        users = []
-        for rows in torch.arange(model.n_users).split(4096):
-            history = model.item_emb(model.history_item_id[rows])
-            users.append(
-                model.get_UI_aggregation(model.user_emb(rows), history, model.history_item_len[rows])
-            )
-        found = functional.normalize(torch.cat(users)), functional.normalize(model.item_emb.weight)
-    elif name == "LightGCN":
-        found = model.forward()
-    else:
-        found = model.user_embedding.weight, model.item_embedding.weight
+    users = []
+    for rows in torch.arange(model.n_users).split(4096):
+        history = model.item_emb(model.history_item_id[rows])
+        users.append(model.get_UI_aggregation(model.user_emb(rows), history, model.history_item_len[rows]))
+    found = functional.normalize(torch.cat(users)), functional.normalize(model.item_emb.weight)
     model.train()
     return found[0].numpy(), found[1].numpy()
 
@@ -67,11 +60,11 @@ def vectors(model: torch.nn.Module, name: str) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     pairs, out = np.load(request["pairs"]), Path(request["out"])
-    keep, name = request["keep"], request["model"]
+    keep = request["keep"]
     torch.set_num_threads(request["threads"])
     write_pairs(out / "data" / "pairs", pairs["user"], pairs["item"])
     config = Config(
-        model=name,
+        model="SimpleX",
         dataset="pairs",
         config_dict={
             "data_path": str(out / "data"),
@@ -93,7 +86,7 @@ def main() -> None:
     dataset = create_dataset(config)
     train, _, _ = data_preparation(config, dataset)
     seconds, passed, start = {}, 0.0, time.perf_counter()
-    model = get_model(name)(config, train.dataset)
+    model = get_model("SimpleX")(config, train.dataset)
     trainer = Trainer(config, model)
     places = [
         train.dataset.token2id(field, np.arange(int(pairs[many])).astype(str)[known].tolist())
@@ -108,9 +101,7 @@ def main() -> None:
         if epoch + 1 in keep:
             seconds[epoch + 1] = passed
             given = []
-            for there, side, many, rows in zip(
-                vectors(model, name), ("user", "item"), ("users", "items"), places
-            ):
+            for there, side, many, rows in zip(vectors(model), ("user", "item"), ("users", "items"), places):
                 ours = np.full((int(pairs[many]), there.shape[1]), np.nan, np.float32)
                 ours[np.unique(pairs[side])] = there[rows]
                 given.append(ours)

@@ -65,8 +65,8 @@ class TwoTowerTraining:
     def __post_init__(self) -> None:
         check(
             self,
-            above_0=("batch", "targets", "steps", "steps_more", "learning_rate", "max_history"),
-            not_below_0=("weight_decay",),
+            above_0=("batch", "targets", "steps", "learning_rate", "max_history"),
+            not_below_0=("steps_more", "weight_decay"),
             shares=("repeat_share",),
         )
         check(self, above_0=("example_half_life_days",))

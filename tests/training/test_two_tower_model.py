@@ -31,7 +31,14 @@ from tests.contracts.retrieval_model import (
 )
 
 SMALL = TwoTowerModel(
-    dimensions=16, uniform=64, batch=32, passes=10, epochs=4, token_buckets=8, attribute_buckets=8
+    dimensions=16,
+    uniform=64,
+    batch=32,
+    passes=10,
+    epochs=4,
+    left_out=0.3,
+    token_buckets=8,
+    attribute_buckets=8,
 )
 
 
@@ -51,6 +58,7 @@ def fitted_on(timing: Timing) -> FittedTwoTower:
 
 class TestTwoTower(RetrievalModelContract):
     model = SMALL
+    renaming_noise = 0.08  # of three fits of chance examples: .02 to .05 was seen
 
     @pytest.fixture
     def fitted(self, log):
@@ -78,7 +86,7 @@ def test_an_item_that_nobody_took_is_shown_to_those_whom_its_content_suits(timin
     log = log_of(*pairs(), timing)
     own, others = of_group(fitted_on(timing).score(queries_of(log, ALL[1:])), ALL[1:], UNTAUGHT)
     assert own > 0.7
-    assert others < 0.5
+    assert others < own - 0.25
 
 
 def test_content_that_is_not_wanted_says_nothing():
