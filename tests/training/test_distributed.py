@@ -2,17 +2,13 @@
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray.cloudpickle
-import torch
 from torch import distributed
 
 from recsys.interactions import Interactions
@@ -28,22 +24,7 @@ MODEL = TwoTowerModel(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _workers_get_this_module_by_value() -> Iterator[None]:
-    """Workers can't import a test module."""
-    module = sys.modules[__name__]
-    ray.cloudpickle.register_pickle_by_value(module)
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(module)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the workers have it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("workers_get_this_module_by_value", "one_thread")
 
 
 class Task:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -27,14 +26,7 @@ from recsys.training.ranker import RankingRows
 from recsys.training.two_tower import TwoTowerTraining, train_two_tower
 from recsys.types import DAY, Histories, offsets_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_get_this_module_by_value() -> Iterator[None]:
-    """Workers can't import a test module."""
-    module = sys.modules[__name__]
-    ray.cloudpickle.register_pickle_by_value(module)
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("workers_get_this_module_by_value")
 
 
 def die_once(marker: str) -> None:

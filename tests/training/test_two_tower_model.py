@@ -1,13 +1,11 @@
 """The two-tower as a retrieval model: the contract, and what only it promises."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from recsys.errors import DataError, SettingsError
 from recsys.interactions import Interactions, Timing, Tokens, interactions_from_pairs
@@ -42,13 +40,7 @@ SMALL = TwoTowerModel(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More cost ten times as much for worlds as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
