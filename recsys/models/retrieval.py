@@ -116,8 +116,8 @@ def check_settings(
     not_negative: Sequence[str] = (),
     shares: Sequence[str] = (),
 ) -> None:
-    """Raises SettingsError for the first of these fields that is out of its range. None, which leaves a
-    setting to the data, is in each range; NaN is in none."""
+    """Raises SettingsError for the first of these fields that is out of its range, or that has a value out of
+    it. None, which leaves a setting to the data, is in each range; NaN is in none."""
     for names, fits, allowed in (
         (counts, lambda x: x >= 1, "1 or more"),
         (positive, lambda x: x > 0, "above 0"),
@@ -126,7 +126,8 @@ def check_settings(
     ):
         for name in names:
             value = getattr(settings, name)
-            if value is not None and not fits(value):
+            values = value if isinstance(value, tuple) else (value,)
+            if not all(one is None or fits(one) for one in values):
                 raise SettingsError(f"{name} = {value!r}: must be {allowed}")
 
 

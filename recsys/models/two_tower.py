@@ -126,6 +126,7 @@ class TwoTower(nn.Module):
         `attribute_offsets` [B], `hour`, `weekday` [B]. `target` [P] (position in rows), `owner` [P],
         `target_weight` [P]; `pool` [N] (position in rows) are negatives for all, `log_expected` [N] the log
         of how often each was to be expected there, `masked` flat positions of [B, N] that are none.
+        `log_share` [R] is the log of each item's share of all targets.
         """
         ids, words = self.embed(batch["rows"], batch.get("tokens"), batch.get("token_offsets"))
         users = self.encode_users(ids if words is None else ids + words, batch)
@@ -143,11 +144,17 @@ class TwoTower(nn.Module):
     def _softmax(self, positive: Tensor, cosine: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Sampled softmax: the sum over all items is estimated by the positive itself and the pool, each
         entry over how often it was to be expected (logQ correction, Yi et al. 2019; the positive, which is
-        there for certain, is not corrected)."""
-        logits = cosine / self.settings.temperature - batch["log_expected"]
+        there for certain, is not corrected).
+
+        What stands for log p(item | user) is the score less popularity * log share, so that the scores rank
+        by p * share ** popularity (as Menon et al. 2021, "Logit adjustment", with the other sign).
+        """
+        known = self.settings.popularity * batch["log_share"]
+        logits = cosine / self.settings.temperature - known[batch["pool"]] - batch["log_expected"]
         logits = logits.view(-1).index_fill(0, batch["masked"], _NEVER).view(logits.shape)
         negatives = torch.logsumexp(logits, dim=1)[batch["owner"]]
-        return functional.softplus(negatives - positive / self.settings.temperature)
+        positive = positive / self.settings.temperature - known[batch["target"]]
+        return functional.softplus(negatives - positive)
 
     def _ccl(self, positive: Tensor, cosine: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Cosine contrastive loss (Mao et al. 2021): 1 - positive + w mean(max(0, negative - margin))."""

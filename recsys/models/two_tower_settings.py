@@ -3,13 +3,13 @@
 Apart from the model, so that the settings tree and the serving processes don't pay for importing torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from recsys.errors import SettingsError
+from recsys.models.retrieval import check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,17 @@ class TwoTowerSettings:
     user_dropout: float = 0.5  # share of examples that must do without the user's id: strangers have none
     attribute_buckets: int = 1024  # of user attributes
     temperature: float = 0.1
+    popularity: float = 0.0  # of softmax: scores rank by p(item | user) share(item) ** popularity
     loss: Literal["softmax", "ccl"] = "softmax"
     margin: float = 0.8  # of ccl: a negative of a lower cosine costs nothing
     negative_weight: float = 150.0  # of ccl: all negatives together against one positive
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
-            above_0=("dimensions", "half_lives_days", "token_buckets", "attribute_buckets", "temperature"),
-            not_below_0=("places", "user_buckets", "negative_weight"),
-            shares=("id_dropout", "user_dropout"),
+            positive=("dimensions", "half_lives_days", "token_buckets", "attribute_buckets", "temperature"),
+            not_negative=("places", "user_buckets", "negative_weight"),
+            shares=("id_dropout", "user_dropout", "popularity"),
         )
 
 
@@ -63,13 +64,15 @@ class TwoTowerTraining:
     max_history: int = 300  # newest events of an example; serving may use more
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
-            above_0=("batch", "targets", "steps", "learning_rate", "max_history"),
-            not_below_0=("steps_more", "weight_decay"),
+            positive=(
+                *("batch", "targets", "steps", "learning_rate", "max_history"),
+                "example_half_life_days",
+            ),
+            not_negative=("steps_more", "weight_decay"),
             shares=("repeat_share",),
         )
-        check(self, above_0=("example_half_life_days",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +84,3 @@ class TowerSnapshot:
     encoder: Mapping[str, np.ndarray]  # arrays of a `UserEncoder`
     loss: float  # mean over the last steps
     resume: Mapping[str, np.ndarray]  # the loop's checkpoint
-
-
-def check(
-    settings: object,
-    *,
-    above_0: Sequence[str],
-    not_below_0: Sequence[str] = (),
-    shares: Sequence[str] = (),
-) -> None:
-    """Raises SettingsError for the first field whose value, or one of whose values, is out of its range."""
-    for names, valid, wanted in (
-        (above_0, lambda value: value > 0, "above 0"),
-        (not_below_0, lambda value: value >= 0, "0 or more"),
-        (shares, lambda value: 0 <= value <= 1, "in 0..1"),
-    ):
-        for name in names:
-            given = getattr(settings, name)
-            if not all(map(valid, given if isinstance(given, tuple) else (given,))):
-                raise SettingsError(f"{name} must be {wanted}, got {given}")

@@ -43,10 +43,13 @@ class Batches:
     taught: np.ndarray  # bool [V] items that may have a say: the id of others stays out
     users: UserSide = field(default_factory=UserSide)
     features: np.ndarray | None = None
-    expected: np.ndarray = field(init=False)
+    expected: np.ndarray = field(init=False)  # float64 [V] share of each item among targets
+    log_share: np.ndarray = field(init=False)  # float32 [V] its log; of what is no target, of the rarest
 
     def __post_init__(self) -> None:
         self.expected = self.examples.expected(len(self.taught))
+        rarest = self.expected[self.expected > 0].min(initial=1.0)
+        self.log_share = np.log(np.maximum(self.expected, rarest)).astype(np.float32)
 
     def of(self, picked: np.ndarray, rng: np.random.Generator) -> Batch:
         """One batch of the examples `picked` [b], as `TwoTower.forward` takes it."""
@@ -86,6 +89,7 @@ class Batches:
             "target_weight": drawn.weight,
             "pool": in_pool,
             "log_expected": pool.log_expected,
+            "log_share": self.log_share[rows],
             "masked": pool.masked,
             **self._of_users(drawn, rng),
         }

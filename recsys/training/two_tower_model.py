@@ -16,10 +16,10 @@ from recsys.errors import DataError, SettingsError
 from recsys.hashing import stable_hashes
 from recsys.interactions import Interactions, Timing
 from recsys.models.fitted_two_tower import FittedTwoTower, KnownUsers, attributes_of
-from recsys.models.retrieval import Arrays, Estimate, Progress, silent
+from recsys.models.retrieval import Arrays, Estimate, Progress, check_settings, silent
 from recsys.models.spectral import item_factors
 from recsys.models.two_tower import TwoTower, array_of, folded
-from recsys.models.two_tower_settings import Negatives, TwoTowerSettings, check
+from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
 from recsys.training.examples import Examples, LeftOut, NextOrders, Together, orders_of, spread
 from recsys.training.loop import LoopSettings, train
 from recsys.training.two_tower import Batch, Batches, UserSide
@@ -40,10 +40,11 @@ class TwoTowerModel(TwoTowerSettings):
     context: bool = True  # under a clock
     in_batch: int = 0  # negatives, see `Negatives`
     uniform: int = 8192
+    popularity: float = 0.3
     content: bool = True  # of items and users, where there is any
     half_lives_events: tuple[float, ...] = (1.0, 8.0, float("inf"))  # of histories with an order but no clock
     examples: Literal["auto", "next", "left_out", "both"] = "auto"  # see `recsys.training.examples`
-    left_out: float = 0.5  # share of a history
+    left_out: float | None = None  # share of a history; None = .8 of one without an order, else .5
     example_half_life_days: float = float("inf")  # of next orders
     repeat_share: float = 0.2  # chance that an item taken before is a target, under a clock
     targets: int = 8  # of an order
@@ -61,13 +62,15 @@ class TwoTowerModel(TwoTowerSettings):
 
     def __post_init__(self) -> None:
         TwoTowerSettings.__post_init__(self)
-        check(
+        check_settings(
             self,
-            above_0=("half_lives_events", "example_half_life_days", "targets", "max_history", "batch"),
-            not_below_0=("in_batch", "uniform", "weight_decay"),
+            positive=(
+                *("half_lives_events", "example_half_life_days", "targets", "max_history", "batch"),
+                *("most_events", "passes", "most_steps", "epochs", "learning_rate", "patience"),
+            ),
+            not_negative=("in_batch", "uniform", "weight_decay"),
             shares=("left_out", "repeat_share", "last_rate"),
         )
-        check(self, above_0=("most_events", "passes", "most_steps", "epochs", "learning_rate", "patience"))
         if not self.in_batch + self.uniform:
             raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")
 
@@ -175,7 +178,7 @@ class TwoTowerModel(TwoTowerSettings):
     def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
         left_out = LeftOut.of(
             data,
-            share=self.left_out,
+            share=self.left_out if self.left_out is not None else 0.8 if data.timing is Timing.NONE else 0.5,
             max_history=self.max_history,
             half_life_days=self.example_half_life_days,
         )

@@ -170,6 +170,9 @@ def test_places_and_the_clock():
     assert weekday.tolist() == [0, 1]
 
 
+LOG_SHARE = np.log(np.linspace(0.01, 0.4, ITEMS)).astype(np.float32)
+
+
 def loss_of(model: TwoTower, *, masked: list[tuple[int, int]], log_expected: float = 0.0) -> torch.Tensor:
     """Two users, who want item 1 and item 2; the pool is items 1, 2 and 3."""
     histories = some_histories([5, 5])
@@ -184,6 +187,7 @@ def loss_of(model: TwoTower, *, masked: list[tuple[int, int]], log_expected: flo
         "target_weight": np.ones(2, np.float32),
         "pool": np.array([1, 2, 3]),
         "log_expected": np.full(3, log_expected, np.float32),
+        "log_share": LOG_SHARE,
         "masked": np.array([request * 3 + item - 1 for request, item in masked], np.int64),
     }
     users = user_batch(model, histories, np.full(2, NOW), np.zeros((2, FEATURES), np.float32))
@@ -193,13 +197,16 @@ def loss_of(model: TwoTower, *, masked: list[tuple[int, int]], log_expected: flo
 OWN, EVERYTHING = [(0, 1), (1, 2)], [(r, i) for r in range(2) for i in (1, 2, 3)]
 
 
-def test_the_softmax_is_its_definition(model):
-    """-log of the positive's share, the negatives over how often each was to be expected."""
+@pytest.mark.parametrize("popularity", [0.0, 0.3])
+def test_the_softmax_is_its_definition(popularity):
+    """-log of the positive's share, the negatives over how often each was to be expected; popularity is
+    left to the scores."""
+    model = tower(replace(SETTINGS, popularity=popularity))
     histories = some_histories([5, 5])
     users = model.export(ITEMS).encode(
         histories, now=np.full(2, NOW), user_features=np.zeros((2, FEATURES), np.float32)
     )
-    logits = users @ model.item_vectors(ITEMS).T / 0.1
+    logits = users @ model.item_vectors(ITEMS).T / 0.1 - popularity * LOG_SHARE
     expected = []
     for user, (target, others) in enumerate([(1, (2, 3)), (2, (1, 3))]):
         negatives = sum(np.exp(logits[user, i]) / 0.25 for i in others)
