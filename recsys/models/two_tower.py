@@ -149,7 +149,7 @@ class TwoTower(nn.Module):
         What stands for log p(item | user) is the score less popularity * log share, so that the scores rank
         by p * share ** popularity (as Menon et al. 2021, "Logit adjustment", with the other sign).
         """
-        known = self.settings.popularity * batch["log_share"]
+        known = (self.settings.popularity or 0.0) * batch["log_share"]
         logits = cosine / self.settings.temperature - known[batch["pool"]] - batch["log_expected"]
         logits = logits.view(-1).index_fill(0, batch["masked"], _NEVER).view(logits.shape)
         negatives = torch.logsumexp(logits, dim=1)[batch["owner"]]

@@ -25,7 +25,7 @@ class TwoTowerSettings:
     user_dropout: float = 0.5  # share of examples that must do without the user's id: strangers have none
     attribute_buckets: int = 1024  # of user attributes
     temperature: float = 0.1
-    popularity: float = 0.0  # of softmax: scores rank by p(item | user) share(item) ** popularity
+    popularity: float | None = None  # of softmax: scores rank by p(item | user) share(item) ** it; None = 0
     loss: Literal["softmax", "ccl"] = "softmax"
     margin: float = 0.8  # of ccl: a negative of a lower cosine costs nothing
     negative_weight: float = 150.0  # of ccl: all negatives together against one positive

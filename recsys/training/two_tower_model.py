@@ -40,11 +40,11 @@ class TwoTowerModel(TwoTowerSettings):
     context: bool = True  # under a clock
     in_batch: int = 0  # negatives, see `Negatives`
     uniform: int = 8192
-    popularity: float = 0.3
     content: bool = True  # of items and users, where there is any
     half_lives_events: tuple[float, ...] = (1.0, 8.0, float("inf"))  # of histories with an order but no clock
     examples: Literal["auto", "next", "left_out", "both"] = "auto"  # see `recsys.training.examples`
     left_out: float | None = None  # share of a history; None = .8 of one without an order, else .5
+    popularity: float | None = None  # None = .3 for logs without an order, else 0
     example_half_life_days: float = float("inf")  # of next orders
     repeat_share: float = 0.2  # chance that an item taken before is a target, under a clock
     targets: int = 8  # of an order
@@ -223,7 +223,8 @@ class TwoTowerModel(TwoTowerSettings):
             return self
         if timing is Timing.SEQUENCE:
             return replace(self, half_lives_days=self.half_lives_events, context=False)
-        return replace(self, half_lives_days=(float("inf"),), places=0, context=False)
+        popularity = 0.3 if self.popularity is None else self.popularity
+        return replace(self, half_lives_days=(float("inf"),), places=0, context=False, popularity=popularity)
 
     def _buckets(self, data: Interactions) -> np.ndarray | None:
         if not self.user_buckets:
