@@ -89,6 +89,8 @@ def test_what_is_missing_is_named(tmp_path, places):
     (places["adjacency"] / "test.txt").unlink()
     with pytest.raises(DataError, match=r"has no file test\.txt; adjacency is a folder with train\.txt and"):
         read_problems("adjacency", places["adjacency"])
+    with pytest.raises(DataError, match=rf"txt is no stem, but {tmp_path / 'web'} is"):
+        read_problems("prefixes", tmp_path / "web.train_sessions.txt")
     with pytest.raises(DataError, match=rf"{tmp_path} is no stem, but {tmp_path / 'web'} is"):
         read_problems("prefixes", tmp_path)
     with pytest.raises(DataError, match=r"is no text file of ids; .*looks like --format events"):
