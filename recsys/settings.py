@@ -125,6 +125,10 @@ class Settings:
     experiments: str | None = None  # an experiments file; null = configs/experiments/default.yaml
     serving: Serving = field(default_factory=Serving)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise SettingsError(f"seed = {self.seed}: must be 0 or more")
+
     @property
     def folder(self) -> Path:
         return Path(self.workdir).absolute()
