@@ -126,8 +126,8 @@ class Settings:
     serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise SettingsError(f"seed = {self.seed}: must be 0 or more")
+        if not 0 <= self.seed < 2**31:  # what torch and NumPy take
+            raise SettingsError(f"seed = {self.seed}: must be from 0 to {2**31 - 1:,}")
 
     @property
     def folder(self) -> Path:

@@ -20,7 +20,8 @@ def run(monkeypatch, *arguments, job=lambda settings, progress: {}):
     [
         ("seed", "--set 'seed': write KEY=VALUE"),
         ("seed=[", "--set 'seed=[': '[' is not YAML"),
-        ("seed=-1", "seed = -1: must be 0 or more"),
+        ("seed=-1", "seed = -1: must be from 0 to"),
+        ("seed=9223372036854775808", "seed = 9223372036854775808: must be from 0 to"),
     ],
 )
 def test_a_wrong_override_is_told(monkeypatch, capsys, override, text):
