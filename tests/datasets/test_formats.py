@@ -97,6 +97,13 @@ def test_what_is_missing_is_named(tmp_path, places):
         read_problems("sequences", tmp_path / "log.csv")
 
 
+def test_a_table_that_may_not_be_read_is_not_said_to_be_broken(tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read all
+    with pytest.raises(DataError, match=r"log\.csv is not readable for this user"):
+        read_problems("events", tmp_path / "log.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
