@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from jobs.workspace import Progress
-from recsys.errors import UnavailableError, in_one_line
+from recsys.errors import SettingsError, UnavailableError, in_one_line
 from recsys.events.bus import BusSettings
 from recsys.events.redis_server import start_redis
 from recsys.settings import Settings, load_settings
@@ -53,17 +53,28 @@ def run_job(
     given = vars(parser.parse_args())
     debug = given.pop("debug")
     try:
-        overrides = {k: yaml.safe_load(v) for k, _, v in (o.partition("=") for o in given.pop("set"))}
-        settings = load_settings(given.pop("config"), overrides=overrides)
+        settings = load_settings(given.pop("config"), overrides=dict(map(_override, given.pop("set"))))
         with ray_session(settings):
             figures = job(settings, progress=to_stderr(), **{k: v for k, v in given.items() if v is not None})
         print(json.dumps(figures))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells say it; who pressed Ctrl-C needs no traceback
     except Exception as error:
         told = in_one_line(error)
         if told is None or debug:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {text!r}: write KEY=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {text!r}: {value!r} is not YAML; quote it") from error
 
 
 @contextmanager

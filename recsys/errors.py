@@ -15,7 +15,8 @@ traceback and exits with 2; the HTTP gateway turns it into one body shape.
 
 import errno
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR)  # of reading as well as of writing
 
 
 class RecsysError(Exception):
@@ -55,11 +56,17 @@ class CapacityError(RecsysError):
 def in_one_line(error: Exception) -> str | None:
     """What a person is told of an error, in one line; None for a bug, whose traceback is wanted.
 
-    A full or read-only disk can stop any step, so it is told apart here and not at each write.
+    A full or read-only disk, a forbidden path and want of memory can stop any step, so they are told here
+    and not at each of them.
     """
     if isinstance(error, RecsysError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK:
         where = error.filename or "to disk"
         return f"can't write {where} ({error.strerror}): free space there, or use another folder"
+    if isinstance(error, OSError) and error.errno in _ACCESS:
+        where = error.filename or "a file"
+        return f"can't use {where} ({error.strerror}): change its permissions, or give another path"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'no size given'}): take less data or smaller settings"
     return None

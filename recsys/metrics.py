@@ -26,6 +26,7 @@ def recall_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarra
 
 def ndcg_at(hit: np.ndarray, relevant_counts: np.ndarray, k: int) -> np.ndarray:
     """Binary NDCG with min(k, relevant) in the ideal, float64 [B] (Järvelin and Kekäläinen, 2002)."""
+    k = min(k, max(hit.shape[1], int(relevant_counts.max(initial=0))))  # beyond them nothing is discounted
     discount = 1 / np.log2(np.arange(2, k + 2))
     gain = hit[:, :k] @ discount[: hit.shape[1]]
     ideal = np.concatenate(([np.nan], np.cumsum(discount)))[np.minimum(relevant_counts, k)]

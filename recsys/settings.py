@@ -125,6 +125,10 @@ class Settings:
     experiments: str | None = None  # an experiments file; null = configs/experiments/default.yaml
     serving: Serving = field(default_factory=Serving)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:  # what torch and NumPy take
+            raise SettingsError(f"seed = {self.seed}: must be from 0 to {2**31 - 1:,}")
+
     @property
     def folder(self) -> Path:
         return Path(self.workdir).absolute()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from recsys.evaluation.retrieval import Compared, Run, Summary
     from recsys.models.retrieval import RetrievalModel
 
+MOST = 2**31 - 1  # of a seed and of a cutoff: torch and NumPy take no larger ones
+
 
 def evaluate(
     format_: str = typer.Option(..., "--format", help="adjacency, sequences, prefixes, atomic or events"),
@@ -40,13 +42,15 @@ def evaluate(
 ) -> None:
     """Fit on the training part, rank all items for everyone in the test part, compare with what they took."""
     from recsys.datasets.formats import read_problems
-    from recsys.evaluation.retrieval import compare, metrics_of, summarize
+    from recsys.evaluation.retrieval import compare, figure, metrics_of, summarize
     from recsys.monitoring.memory import own_peak_mb
     from recsys.settings import model_of
 
-    names = [name for name in (model, against) if name]
+    names = [name for name in (model, against) if name is not None]
     models = [model_of(model, overrides=set_), *map(model_of, names[1:])]
     seeds, cutoffs, metrics = _numbers(seed, "--seed"), _numbers(at, "--at"), _metrics(metric)
+    if memory_gb is not None and not memory_gb > 0:
+        raise SettingsError(f"--memory-gb {memory_gb:g}: give more than 0")
     errors = Console(stderr=True)
     runs: list[list[Run]] = [[] for _ in models]
     with _bars(errors) as bars:
@@ -82,10 +86,11 @@ def evaluate(
         "peak_memory_mb": own_peak_mb(),
         "seed": seeds[0] if len(seeds) == 1 else list(seeds),
     }
-    if against:
+    if against is not None:
         difference = compare(*runs)
         _print_difference(console, f"{model} minus {against}", difference)
-        line["against"] = {"model": against, "metrics": metrics_of(summaries[1]), "difference": difference}
+        told = {g: {m: list(map(figure, each)) for m, each in of.items()} for g, of in difference.items()}
+        line["against"] = {"model": against, "metrics": metrics_of(summaries[1]), "difference": told}
     if track:
         from recsys.training.tracking import track_run
 
@@ -120,26 +125,25 @@ def _run(
 
 
 def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    )
+    told = TextColumn("{task.description}", markup=False)  # a path may have brackets
+    return Progress(told, BarColumn(), TimeElapsedColumn(), console=console, transient=True)
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...]:
     least = 1 if option == "--at" else 0
     try:
-        numbers = tuple(int(part) for part in text.split(",")) if text else ()
+        numbers = tuple(int(part) for part in text.split(",")) if text is not None else ()
     except ValueError as error:
         raise SettingsError(f"{option} {text!r} is no list of whole numbers: write 10,20") from error
-    if len(set(numbers)) < len(numbers) or min(numbers, default=least) < least:
-        raise SettingsError(f"{option} {text!r}: give different numbers of {least} or more")
+    if len(set(numbers)) < len(numbers) or not all(least <= number <= MOST for number in numbers):
+        raise SettingsError(f"{option} {text!r}: give different numbers from {least} to {MOST:,}")
     return numbers
 
 
 def _metrics(text: str | None) -> tuple[str, ...]:
     from recsys.evaluation.full_ranking import METRICS
 
-    names = tuple(dict.fromkeys(text.replace(" ", "").split(","))) if text else ()
+    names = tuple(dict.fromkeys(text.replace(" ", "").split(","))) if text is not None else ()
     if unknown := [name for name in names if name not in METRICS]:
         raise SettingsError(f"--metric {unknown[0]!r}: there are {', '.join(METRICS)}")
     return names

@@ -27,6 +27,7 @@ TYPES = ("token", "token_seq", "float", "float_seq")
 INTERACTIONS = "user_id:token<TAB>item_id:token, and rating:float, timestamp:float if there are any"
 MISSING = ("", "nan", "null", "none", "na")
 _LARGEST_SECOND = 1e11  # the year 5138: larger times are milli-, micro- or nanoseconds
+_LARGEST_TIME = 1e9 * _LARGEST_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,15 @@ def read_atomic(folder: str | Path, *, min_rating: float | None = None) -> Inter
         kind: None if about is None else tokens_of(_parts(about, codes[0][1], kind), things=len(codes[1]))
         for (kind, about), codes in zip(described.items(), (users, items), strict=True)
     }
-    value, time = (_numbers(table, name) for name in ("rating", "timestamp"))
+    value = _numbers(table, "rating", largest=float(np.finfo(np.float32).max))
+    time = _numbers(table, "timestamp", largest=_LARGEST_TIME)
     if time is not None and np.isnan(time).any():
         raise table.fail(
             int(np.argmax(np.isnan(time))), "no timestamp; give all rows one, or remove the column"
         )
+    if time is not None and 0 < (larger := np.abs(time) > _LARGEST_SECOND).sum() < len(time) / 2:
+        row = int(np.argmax(larger))  # the unit of all would be taken from it
+        raise table.fail(row, f"timestamp {time[row]:g} is of another unit than the others; correct it")
     keep = np.ones(len(table), bool)
     if min_rating is not None:
         if value is None or np.isnan(value).all():
@@ -160,8 +165,8 @@ def _broken_row(text: str, path: Path, header: list[str]) -> DataError | None:
     return None
 
 
-def _numbers(table: AtomicTable, name: str) -> np.ndarray | None:
-    """A column of floats, float64 [N], NaN = not given; None if there is no such column."""
+def _numbers(table: AtomicTable, name: str, *, largest: float = np.inf) -> np.ndarray | None:
+    """A column of floats up to `largest`, float64 [N], NaN = not given; None if there is no such column."""
     if name not in table.columns:
         return None
     text = table.columns[name]
@@ -176,13 +181,16 @@ def _numbers(table: AtomicTable, name: str) -> np.ndarray | None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise table.fail(row, f"{name} {text[row].as_py()!r} is no number; correct it or leave it empty")
+    if (beyond := np.abs(numbers) > largest).any():
+        row = int(np.argmax(beyond))
+        raise table.fail(row, f"{name} {text[row].as_py()!r} is too large; correct it")
     return numbers
 
 
 def _number(text: str | None) -> float:
     """NaN for what is none."""
     try:
-        return float(text or "nan")
+        return float((text or "nan").replace("_", "?"))  # Python would read 1_0 as 10
     except ValueError:
         return float("nan")
 

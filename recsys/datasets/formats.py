@@ -179,6 +179,8 @@ def _lacks_inter(path: Path) -> str | None:
 
 def _lacks_prefixes(stem: Path) -> str | None:
     absent = [f"{stem}{ending}" for ending in prefixes.FILES if not Path(f"{stem}{ending}").is_file()]
+    if ending := next((e for e in prefixes.FILES if stem.name.endswith(e)), None):
+        return f"{stem} is no stem, but {str(stem).removesuffix(ending)} is"
     if absent and stem.is_dir() and (inside := sorted(stem.glob(f"*{prefixes.FILES[0]}"))):
         return f"{stem} is no stem, but {str(inside[0]).removesuffix(prefixes.FILES[0])} is"
     return f"no file {absent[0]}" if absent else None

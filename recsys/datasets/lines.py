@@ -60,12 +60,12 @@ class IdLines:
 
 
 def read_text(path: Path, *, expected: str) -> str:
-    """The whole file. Raises DataError unless it is there, not empty and UTF-8."""
+    """The whole file, with line ends as on Unix. Raises DataError unless it is there, not empty and UTF-8."""
     if not path.is_file():
         raise DataError(f"no file {path}; expected {expected}")
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file") from error
@@ -103,6 +103,11 @@ def encode(*columns: pa.Array) -> tuple[list[np.ndarray], np.ndarray]:
     codes = found.indices.to_numpy(zero_copy_only=False).astype(np.int32)
     borders = np.cumsum([len(c) for c in columns])[:-1]
     return np.split(codes, borders), np.array(found.dictionary.to_pylist(), dtype=object)
+
+
+def short(text: str, length: int = 60) -> str:
+    """As a message can bear it."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _check_numbers(ids: pa.StringArray, lines: np.ndarray, path: Path, expected: str) -> None:

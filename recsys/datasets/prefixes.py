@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.datasets.lines import IdLines, encode, id_lines, read_id_lines, read_text
+from recsys.datasets.lines import IdLines, encode, id_lines, read_id_lines, read_text, short
 from recsys.datasets.problem import Judged, Problem, moment_after
 from recsys.errors import DataError
 from recsys.interactions import Queries, Timing, interactions_from_pairs
@@ -65,14 +65,10 @@ def _prefixes(path: Path) -> tuple[IdLines, pa.Array]:
     if not good.all():
         row = int(np.argmax(~good))
         text = texts[row].as_py()
-        raise DataError(f"{path}, line {number[row]}: {_short(text)!r} is no prefix; expected {PREFIX}")
+        raise DataError(f"{path}, line {number[row]}: {short(text)!r} is no prefix; expected {PREFIX}")
     # Judged together, so that a target is held to be of the same kind as the items.
     whole = id_lines(pc.binary_join_element_wise(prefix, target, " "), path=path)
     whole = IdLines(path, number, whole.offsets, whole.id)
     whole.check_numbers(expected=PREFIX, head=False)
     found = id_lines(prefix, path=path)
     return IdLines(path, number, found.offsets, found.id), target
-
-
-def _short(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else f"{text[:length]}..."

@@ -4,6 +4,7 @@ CSV columns are text unless the reader names their type: an id like 007 must not
 A folder, an empty file and a file of another format are errors with a remedy.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,13 +68,15 @@ def read_table(
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError unless `path` is a file that is not empty."""
+    """Raises DataError unless `path` is a file that is readable and not empty."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file ({', '.join(FORMATS)})")
     if path.is_dir():
         raise DataError(f"{path} is a folder; give one of the files in it ({', '.join(FORMATS)})")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with data")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} is not readable for this user; change its permissions")
 
 
 def _read_csv(

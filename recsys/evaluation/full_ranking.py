@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from recsys.datasets.problem import Judged
+from recsys.errors import SettingsError
 from recsys.metrics import hits, hr_at, mrr_at, ndcg_at, precision_at, recall_at
 from recsys.models.retrieval import Fitted
 from recsys.models.threads import available_threads
@@ -38,7 +39,10 @@ def rank_all(
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> np.ndarray:
-    """The `depth` best items of each query, best first, int32 [B, depth]; -1 = nothing left to rank."""
+    """The `depth` best items of each query, best first, int32 [B, depth]; -1 = nothing left to rank.
+
+    Raises SettingsError for the scores of a fit that diverged; one query tells, since it spoils all.
+    """
     shuffled = np.random.default_rng(seed).permutation(items)
     size = max(1, int(BLOCK_MB * 1e6 / 4 / max(items, 1)))
     ranked = np.full((len(judged), depth), -1, np.int32)
@@ -46,6 +50,11 @@ def rank_all(
         block = np.arange(start, min(start + size, len(judged)))
         part = judged.take(block)
         scores = fitted.score(part.queries)
+        if np.isnan(scores[0]).any() or np.isneginf(scores[0]).all():
+            raise SettingsError(
+                "the model has no scores: its fit diverged or overflowed; lower its learning_rate, or set "
+                "what was changed nearer to the defaults"
+            )
         request = np.repeat(np.arange(len(part)), np.diff(part.masked_offsets))
         scores[request, part.masked] = -np.inf
         ranked[block] = top_k(scores, k=depth, tie_order=shuffled)

@@ -54,8 +54,9 @@ def judge(fitted: Fitted, problem: Problem, *, explicit: bool = False, progress:
     """Rank all items for each query of `problem.test`, and measure; `explicit` models predict values, too."""
     started = time.perf_counter()
     train, test, metrics, at = problem.train, problem.test, problem.metrics, problem.at
+    depth = min(max(at), train.items)  # nobody has more places than there are items
     ranked = rank_all(
-        fitted, test, items=train.items, depth=max(at), progress=lambda share: progress(share, "ranking")
+        fitted, test, items=train.items, depth=depth, progress=lambda share: progress(share, "ranking")
     )
     popularity = np.bincount(train.histories.item, minlength=train.items).astype(np.float64)
     groups = {EVERYONE: measure(ranked, test, metrics=metrics, at=at)}
@@ -173,6 +174,10 @@ def _squared_error(fitted: Fitted, test: Judged) -> np.ndarray:
 
 
 def metrics_of(summary: Summary) -> dict[str, Any]:
-    """What machines read: metric -> value of everyone, rounded to 6 digits; NaN is null."""
-    line = {name: value for name, (value, _, _) in summary.groups[EVERYONE].items()}
-    return {name: None if np.isnan(value) else round(value, 6) for name, value in line.items()}
+    """What machines read: metric -> `figure` of everyone."""
+    return {name: figure(value) for name, (value, _, _) in summary.groups[EVERYONE].items()}
+
+
+def figure(value: float) -> float | None:
+    """As JSON can hold it: rounded to 6 digits; NaN and what is infinite are null."""
+    return round(value, 6) if np.isfinite(value) else None

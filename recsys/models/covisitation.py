@@ -69,7 +69,7 @@ class Covisitation:
         check_settings(
             self,
             counts=("window", "neighbors"),
-            positive=("half_life_days",),
+            endless=("half_life_days",),
             not_negative=("backward", "damping", "shrinkage"),
             shares=("next_older",),
         )

@@ -98,7 +98,8 @@ class GraphFilter:
         check_settings(
             self,
             counts=("terms", "factors", "neighbors"),
-            not_negative=("user_exponent", "item_exponent", "sharpen", "low_pass"),
+            not_negative=("sharpen", "low_pass"),
+            exponents=("user_exponent", "item_exponent"),
         )
 
     def estimate(self, data: Interactions) -> Estimate:

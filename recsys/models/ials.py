@@ -114,7 +114,8 @@ class Ials:
             self,
             counts=("factors", "epochs"),
             positive=("regularization",),
-            not_negative=("unobserved_weight", "exponent"),
+            not_negative=("unobserved_weight",),
+            exponents=("exponent",),
         )
 
     def estimate(self, data: Interactions) -> Estimate:

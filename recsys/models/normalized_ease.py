@@ -85,7 +85,10 @@ class NormalizedEase:
 
     def __post_init__(self) -> None:
         check_settings(
-            self, counts=("neighbors",), not_negative=("regularization", "user_exponent", "item_exponent")
+            self,
+            counts=("neighbors",),
+            not_negative=("regularization",),
+            exponents=("user_exponent", "item_exponent"),
         )
 
     def estimate(self, data: Interactions) -> Estimate:

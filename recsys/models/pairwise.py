@@ -70,7 +70,9 @@ class Pairwise:
         tokens = len(data.item_tokens.id) if data.item_tokens and self.content else 0
         rows = data.users + data.items + min(tokens, 1_000_000)
         step = 1.5e-9 * self.factors * self.cost * (1 + tokens / max(data.items, 1))
+        folded = 2 * self.factors + 4  # what `FoldIn` regresses on
         memory = 3 * rows * self.factors * 4e-6 + 1e-4 * len(data)
+        memory += (2 * data.users + 3 * folded) * folded * 8e-6
         return Estimate(memory, self.epochs * len(data) * step)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> Factors:

@@ -143,7 +143,7 @@ def sgd_epoch(
     )
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, error_model="numpy")  # what diverges is told when it scores
 def _epoch(loss, pairs, state, rate, penalty, seed):  # type: ignore[no-untyped-def]
     user, item, weight, offsets, taken, taught = pairs
     users, bias = state[0], state[3]

@@ -81,7 +81,7 @@ class Popularity:
     explicit: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_settings(self, positive=("half_life_days",))
+        check_settings(self, endless=("half_life_days",))
 
     def estimate(self, data: Interactions) -> Estimate:
         columns = 1 + (MOST_SEGMENTS if self.segments and data.user_tokens is not None else 0)

@@ -16,6 +16,7 @@ What counts for all of them:
 - The same data and seed give the same arrays.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, Self
@@ -113,14 +114,19 @@ def check_settings(
     *,
     counts: Sequence[str] = (),
     positive: Sequence[str] = (),
+    endless: Sequence[str] = (),
+    exponents: Sequence[str] = (),
     not_negative: Sequence[str] = (),
     shares: Sequence[str] = (),
 ) -> None:
     """Raises SettingsError for the first of these fields that is out of its range, or that has a value out of
-    it. None, which leaves a setting to the data, is in each range; NaN is in none."""
+    it. None, which leaves a setting to the data, is in each range; NaN is in none, infinity in that of
+    `endless` alone."""
     for names, fits, allowed in (
         (counts, lambda x: x >= 1, "1 or more"),
         (positive, lambda x: x > 0, "above 0"),
+        (endless, lambda x: x > 0, "above 0"),
+        (exponents, lambda x: 0 <= x <= 10, "from 0 to 10"),  # counts to a larger power overflow
         (not_negative, lambda x: x >= 0, "0 or more"),
         (shares, lambda x: 0 <= x <= 1, "from 0 to 1"),
     ):
@@ -129,6 +135,8 @@ def check_settings(
             values = value if isinstance(value, tuple) else (value,)
             if not all(one is None or fits(one) for one in values):
                 raise SettingsError(f"{name} = {value!r}: must be {allowed}")
+            if math.inf in values and names is not endless:
+                raise SettingsError(f"{name} = {value!r}: must be finite")
 
 
 def check_capacity(estimate: Estimate, *, what: str, available_mb: float) -> None:

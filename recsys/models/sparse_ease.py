@@ -72,7 +72,7 @@ class SparseEase:
             self,
             counts=("neighborhood", "neighbors"),
             positive=("regularization",),
-            not_negative=("user_exponent", "item_exponent"),
+            exponents=("user_exponent", "item_exponent"),
         )
 
     def estimate(self, data: Interactions) -> Estimate:

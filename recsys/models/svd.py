@@ -105,14 +105,17 @@ class Svd:
         sweep = 2 * len(data) * k * (k + 4) + rows * (k**3 / 2 + 20 * k)
         sweeps = self.warmup + self.samples * self.thinning
         kept = self.samples * data.items * k * 4e-6
-        return Estimate(100 + 2.5 * kept + 3 * rows * k * 8e-6 + 100e-6 * len(data), 2 + sweeps * sweep / 2e9)
+        memory = 100 + 2.5 * kept + 3 * (rows + k) * k * 8e-6 + 100e-6 * len(data)
+        return Estimate(memory, 2 + sweeps * sweep / 2e9)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SvdFitted:
         """Raises DataError where no event has a value and a positive weight."""
         given = data.teaching()
         given = given.where(np.isfinite(given.histories.value))
         if not len(given):
-            raise DataError(f"none of {len(data):,} events has a value (rating) to learn from")
+            raise DataError(
+                f"none of {len(data):,} events has a value (rating) to learn from; choose another model"
+            )
         value = given.histories.value.astype(np.float64)
         deviation = float(value.std()) or 1.0
         scale = np.array([value.mean(), deviation, value.min(), value.max()])

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from recsys.errors import SettingsError
 from recsys.models.retrieval import check_settings
 
 
@@ -33,10 +34,13 @@ class TwoTowerSettings:
     def __post_init__(self) -> None:
         check_settings(
             self,
-            positive=("dimensions", "half_lives_days", "token_buckets", "attribute_buckets", "temperature"),
+            positive=("dimensions", "token_buckets", "attribute_buckets", "temperature"),
+            endless=("half_lives_days",),
             not_negative=("places", "user_buckets", "negative_weight"),
             shares=("id_dropout", "user_dropout", "popularity"),
         )
+        if not self.half_lives_days and not self.attention:
+            raise SettingsError("half_lives_days is empty and attention off: nothing would pool a history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,8 @@ class TwoTowerTraining:
     def __post_init__(self) -> None:
         check_settings(
             self,
-            positive=(
-                *("batch", "targets", "steps", "learning_rate", "max_history"),
-                "example_half_life_days",
-            ),
+            positive=("batch", "targets", "steps", "learning_rate", "max_history"),
+            endless=("example_half_life_days",),
             not_negative=("steps_more", "weight_decay"),
             shares=("repeat_share",),
         )

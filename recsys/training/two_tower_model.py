@@ -65,12 +65,15 @@ class TwoTowerModel(TwoTowerSettings):
         check_settings(
             self,
             positive=(
-                *("half_lives_events", "example_half_life_days", "targets", "max_history", "batch"),
-                *("most_events", "passes", "most_steps", "epochs", "learning_rate", "patience"),
+                *("targets", "max_history", "batch", "most_events", "passes", "most_steps", "epochs"),
+                *("learning_rate", "patience"),
             ),
+            endless=("half_lives_events", "example_half_life_days"),
             not_negative=("in_batch", "uniform", "weight_decay"),
             shares=("left_out", "repeat_share", "last_rate"),
         )
+        if not self.half_lives_events and not self.attention:
+            raise SettingsError("half_lives_events is empty and attention off: nothing would pool a history")
         if not self.in_batch + self.uniform:
             raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")
 

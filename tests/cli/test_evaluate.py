@@ -1,14 +1,17 @@
 """`recsys evaluate` as people and scripts meet it: the table, the JSON line last, errors in one line."""
 
+import io
 import json
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from recsys.cli import app
+from recsys.cli.evaluate import _bars
 from recsys.errors import CapacityError, DataError, SettingsError
 
 KEYS = ["model", "metrics", "seconds", "peak_memory_mb", "seed"]
@@ -142,6 +145,30 @@ def test_what_ids_are_called_and_where_rows_stand_changes_no_metric(
         assert np.ptp(values) <= allowed, (name, values)
 
 
+def test_a_cutoff_beyond_the_items_ranks_them_all_and_costs_no_more(adjacency):
+    """`--at 1000000000` asked for 37 GiB."""
+    given = ("--format", "adjacency", "--path", adjacency, "--model", "ease", "--metric", "recall,ndcg")
+    _, all_items = evaluate(*given, "--at", 80)
+    _, beyond = evaluate(*given, "--at", 10**9)
+    assert beyond["metrics"][f"ndcg@{10**9}"] == all_items["metrics"]["ndcg@80"]
+
+
+def test_json_has_no_nan_where_nothing_could_be_ranked(tmp_path):
+    (tmp_path / "train.txt").write_text("0 0\n1 0\n")
+    (tmp_path / "test.txt").write_text("0 0\n")
+    given = ("--format", "adjacency", "--path", tmp_path, "--model", "ease", "--against", "popularity")
+    _, line = evaluate(*given)
+    assert line["against"]["difference"]["all"]["novelty@20"] == [None] * 4
+    assert "NaN" not in json.dumps(line)
+
+
+def test_a_path_with_brackets_is_no_markup_of_the_bar():
+    """The bar's own error hid what was wrong with the file."""
+    console = Console(force_terminal=True, file=io.StringIO())
+    with _bars(console) as bars:
+        bars.add_task("reading data[/old]")
+
+
 def test_a_run_can_be_tracked(adjacency, tmp_path):
     store = tmp_path / "mlflow.db"
     given = ("--format", "adjacency", "--path", adjacency, "--model", "popularity", "--seed", 7)
@@ -161,7 +188,17 @@ def test_a_run_can_be_tracked(adjacency, tmp_path):
         (("--model", "ease", "--set", "lambda=3"), SettingsError, "unknown key 'lambda'.*regularization"),
         (("--model", "ease", "--set", "regularization"), SettingsError, "write key=value"),
         (("--model", "ease", "--at", "ten"), SettingsError, "--at 'ten'.*write 10,20"),
-        (("--model", "ease", "--at", "0"), SettingsError, "1 or more"),
+        (("--model", "ease", "--at", "0"), SettingsError, "from 1 to"),
+        (("--model", "ease", "--at", str(10**22)), SettingsError, "--at '1000.*to 2,147,483,647"),
+        (("--model", "ease", "--at", ""), SettingsError, "--at ''.*write 10,20"),
+        (("--model", "ease", "--seed", ""), SettingsError, "--seed ''.*write 10,20"),
+        (("--model", "ease", "--seed", str(2**63)), SettingsError, "--seed '9223.*to 2,147,483,647"),
+        (("--model", "ease", "--metric", ""), SettingsError, "--metric ''.*recall"),
+        (("--model", "ease", "--against", ""), SettingsError, "no model ''"),
+        (("--model", "ease", "--memory-gb", "0"), SettingsError, "--memory-gb 0: give more than 0"),
+        (("--model", "ease", "--memory-gb", "nan"), SettingsError, "--memory-gb nan: give more than 0"),
+        (("--model", "bpr learning_rate=1e30"), SettingsError, "diverged.*lower its learning_rate"),
+        (("--model", "svd"), DataError, "no.* has a value .*choose another model"),
         (("--model", "ease", "--metric", "auc"), SettingsError, "'auc'.*recall"),
         (("--model", "ease", "--seed", "x"), SettingsError, "--seed 'x'"),
         (("--model", "ease", "--memory-gb", "0.0001"), CapacityError, "ease.*would take about"),

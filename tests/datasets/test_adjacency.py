@@ -54,6 +54,14 @@ def test_ids_may_be_text_huge_or_sparse(tmp_path):
                 np.testing.assert_array_equal(getattr(one, column), getattr(other, column))
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_a_line_ends_as_it_does_anywhere(tmp_path, end):
+    """With old Macs' ends all lines were one user."""
+    problem = read_adjacency(write(tmp_path, f"0 1 2{end}1 2 3{end}", f"0 3{end}1 1{end}"))
+    assert problem.train.user_ids.tolist() == ["0", "1"]
+    assert problem.test.target.tolist() == [2, 0]
+
+
 def test_a_target_that_was_trained_on_counts_as_missed(tmp_path):
     test = read_adjacency(write(tmp_path, "0 1 2\n", "0 2 3\n")).test
     assert test.target.tolist() == [1, 2]

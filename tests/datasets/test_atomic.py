@@ -100,6 +100,10 @@ def test_all_events_of_a_pair_go_to_one_side(tmp_path):
     [
         (HEADER + "1\t1\t4\t1\n1\t2\tfour\t2\n", r"a\.inter, line 3: rating 'four' is no number"),
         (HEADER + "1\t1\t4\t1\n\n1\t2\tinf\t2\n", r"a\.inter, line 4: rating 'inf'"),
+        (HEADER + "1\t1\t1e39\t1\n", r"a\.inter, line 2: rating '1e39' is too large"),
+        (HEADER + "1\t1\t4\t1\n1\t2\t1_0\t2\n", r"a\.inter, line 3: rating '1_0' is no number"),
+        (HEADER + "1\t1\t4\t1e30\n", r"a\.inter, line 2: timestamp '1e30' is too large"),
+        (HEADER + "1\t1\t4\t5\n1\t2\t4\t6\n1\t3\t4\t6e12\n", r"line 4: timestamp 6e\+12 is of another unit"),
         (HEADER + "1\t1\t4\t1\n1\t2\t3\n", r"a\.inter, line 3: 3 columns where the header has 4"),
         (HEADER + "1\t1\t4\t1\n1\t2\t3\t4\t5\n", r"a\.inter, line 3: 5 columns"),
         (HEADER + "1\t1\t4\t1\n\t2\t3\t4\n", r"a\.inter, line 3: no user_id"),

@@ -89,10 +89,19 @@ def test_what_is_missing_is_named(tmp_path, places):
     (places["adjacency"] / "test.txt").unlink()
     with pytest.raises(DataError, match=r"has no file test\.txt; adjacency is a folder with train\.txt and"):
         read_problems("adjacency", places["adjacency"])
+    with pytest.raises(DataError, match=rf"txt is no stem, but {tmp_path / 'web'} is"):
+        read_problems("prefixes", tmp_path / "web.train_sessions.txt")
     with pytest.raises(DataError, match=rf"{tmp_path} is no stem, but {tmp_path / 'web'} is"):
         read_problems("prefixes", tmp_path)
     with pytest.raises(DataError, match=r"is no text file of ids; .*looks like --format events"):
         read_problems("sequences", tmp_path / "log.csv")
+
+
+def test_a_table_that_may_not_be_read_is_not_said_to_be_broken(tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read all
+    with pytest.raises(DataError, match=r"log\.csv is not readable for this user"):
+        read_problems("events", tmp_path / "log.csv")
 
 
 @pytest.mark.parametrize(

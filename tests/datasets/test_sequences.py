@@ -54,6 +54,11 @@ def test_order_attributes_and_users_with_one_item(tmp_path):
         ("[1, 2]", r"holds a list; expected one JSON object"),
         ('{"1": 5}', r"item '1' has 5"),
         ("", r"a_item2attributes\.json is empty"),
+        ('{"1": [null]}', r"item '1' has \[None\]"),
+        (r'{"1": ["\ud800"]}', r"item '1' has"),
+        ('{"1": [' + "9" * 5000 + "]}", r"can't be read .*expected one JSON object"),
+        ('{"1": ' + "[" * 100_000, r"can't be read .*expected one JSON object"),
+        ('{"9": [1]}', r"names '9', but no item of the sequences"),
     ],
 )
 def test_bad_attributes(tmp_path, attributes, message):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.datasets.problem import Judged, judge_users
+from recsys.errors import SettingsError
 from recsys.evaluation import full_ranking
 from recsys.evaluation.full_ranking import measure, rank_all, top_k, top_k_slowly
 from recsys.interactions import Queries, interactions_from_pairs
@@ -108,6 +109,12 @@ def test_masked_items_are_not_ranked_and_all_others_are(judged, scores):
         masked = judged.masked[judged.masked_offsets[b] : judged.masked_offsets[b + 1]]
         rest = np.setdiff1d(np.arange(ITEMS), masked)
         assert np.array_equal(np.sort(ranked[b][ranked[b] >= 0]), rest)
+
+
+@pytest.mark.parametrize("score", [np.nan, -np.inf])
+def test_a_fit_that_diverged_is_told_and_not_judged(judged, scores, score):
+    with pytest.raises(SettingsError, match=r"diverged.*lower its learning_rate"):
+        rank_all(Given(np.full_like(scores, score)), judged, items=ITEMS, depth=5)
 
 
 def test_blocks_change_nothing(judged, scores, monkeypatch):
