@@ -114,7 +114,10 @@ class Bench:
             (Path(folder) / "request.json").write_text(json.dumps(request))
             script = Path(__file__).parent / "peers" / f"{peer}_models.py"
             done = subprocess.run(
-                [str(python_of(peer)), str(script), f"{folder}/request.json"], capture_output=True, text=True
+                [str(python_of(peer)), str(script), f"{folder}/request.json"],
+                capture_output=True,
+                text=True,
+                cwd=folder,  # RecBole leaves logs where it runs
             )
             if done.returncode:
                 raise SystemExit(f"{what} failed:\n{done.stderr[-3000:]}")
