@@ -140,6 +140,6 @@ if __name__ == "__main__":
     run_job(
         run,
         description=__doc__,
-        model="one model by name, and its settings",
-        start="file of an earlier fit of it",
+        model="one model by name, and its settings: 'ials factors=128'",
+        start="stored two_tower to go on from (with --model two_tower)",
     )
