@@ -115,7 +115,7 @@ def _described(folder: Path, kind: str) -> AtomicTable | None:
 
 def _read(path: Path, *, needs: Sequence[str]) -> AtomicTable:
     text = read_text(path, expected="a header 'name:type<TAB>name:type ...', then a row a line")
-    header = text.partition("\n")[0].strip("\r").split("\t")
+    header = text.partition("\n")[0].split("\t")
     types = dict(_typed(cell, path) for cell in header)
     if len(types) < len(header):
         raise DataError(f"{path}, line 1: a column stands twice in {', '.join(header)}; rename one")

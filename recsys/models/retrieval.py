@@ -135,7 +135,7 @@ def check_settings(
             values = value if isinstance(value, tuple) else (value,)
             if not all(one is None or fits(one) for one in values):
                 raise SettingsError(f"{name} = {value!r}: must be {allowed}")
-            if math.inf in values and names is not endless:
+            if math.inf in values and name not in endless:
                 raise SettingsError(f"{name} = {value!r}: must be finite")
 
 

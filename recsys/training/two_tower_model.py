@@ -179,9 +179,10 @@ class TwoTowerModel(TwoTowerSettings):
         return batch, epochs, -(-steps // epochs)
 
     def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
+        usual = 0.8 if data.timing is Timing.NONE else 0.5
         left_out = LeftOut.of(
             data,
-            share=self.left_out if self.left_out is not None else 0.8 if data.timing is Timing.NONE else 0.5,
+            share=usual if self.left_out is None else self.left_out,
             max_history=self.max_history,
             half_life_days=self.example_half_life_days,
         )

@@ -32,7 +32,7 @@ SMALL = TwoTowerModel(
     dimensions=16,
     uniform=64,
     batch=32,
-    passes=10,
+    passes=16,
     epochs=4,
     left_out=0.3,
     token_buckets=8,
@@ -78,7 +78,7 @@ def test_an_item_that_nobody_took_is_shown_to_those_whom_its_content_suits(timin
     log = log_of(*pairs(), timing)
     own, others = of_group(fitted_on(timing).score(queries_of(log, ALL[1:])), ALL[1:], UNTAUGHT)
     assert own > 0.7
-    assert others < own - 0.25
+    assert others < 0.5
 
 
 def test_content_that_is_not_wanted_says_nothing():
@@ -237,7 +237,7 @@ def test_lines_of_an_order_are_one_example():
     ],
 )
 def test_a_setting_that_cannot_be_names_itself(name, value):
-    with pytest.raises(SettingsError, match=re.escape(f"{name} = {value!r}: must be ")):
+    with pytest.raises(SettingsError, match=f"^{re.escape(f'{name} = {value!r}')}: must be .+$"):
         replace(SMALL, **{name: value})
 
 
