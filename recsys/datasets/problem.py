@@ -125,3 +125,25 @@ def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tup
     keep[row] = False
     rest = train.where(keep)
     return rest, judge_users(rest, user=chosen, item=log.item[row], value=log.value[row])
+
+
+def hold_out_sessions(train: Interactions, *, sessions: int, seed: int) -> tuple[Interactions, Judged]:
+    """A validation slice of whole histories, at most `sessions` of those with two events: each event but the
+    first is asked for, of a stranger who took what came before. Nothing is masked."""
+    log = train.histories
+    eligible = np.flatnonzero(log.counts >= 2)
+    chosen = np.sort(np.random.default_rng(seed).permutation(eligible)[:sessions])
+    held = log.take(chosen)
+    place = np.arange(len(held.item)) - np.repeat(held.offsets[:-1].astype(np.int64), held.counts)
+    asked = np.flatnonzero(place > 0)
+    before = ragged_index(asked - place[asked], place[asked])
+    prefixes = Histories(offsets_of(place[asked]), *(getattr(held, c)[before] for c in Histories.COLUMNS))
+    judged = Judged(
+        Queries(np.full(len(asked), -1, np.int64), prefixes, held.time[asked]),
+        np.arange(len(asked) + 1, dtype=np.int32),
+        held.item[asked],
+        held.value[asked],
+        np.zeros(len(asked) + 1, np.int32),
+        np.zeros(0, np.int32),
+    )
+    return train.where(~np.isin(log.request, chosen)), judged

@@ -22,12 +22,12 @@ def validation_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Ju
     return hold_out(data, users=USERS, seed=seed, newest=data.timing is Timing.SEQUENCE)
 
 
-def spared_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Judged]:
-    """`validation_slice` for a model that never trains on the slice: small logs keep nearly all events."""
+def spared_slice(data: Interactions, *, seed: int, newest: bool | None = None) -> tuple[Interactions, Judged]:
+    """`validation_slice` for a model that never trains on the slice: small logs keep nearly all events.
+    `newest` says whether a user's newest event is held out, or any; None = of a sequence."""
     users = min(USERS, len(data) // SHARE)
-    return hold_out(
-        data, users=users if users >= LEAST else 0, seed=seed, newest=data.timing is Timing.SEQUENCE
-    )
+    newest = data.timing is Timing.SEQUENCE if newest is None else newest
+    return hold_out(data, users=users if users >= LEAST else 0, seed=seed, newest=newest)
 
 
 def held_out_ndcg(score: Callable[[Queries], np.ndarray], judged: Judged, *, items: int) -> float:

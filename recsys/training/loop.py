@@ -50,6 +50,7 @@ class LoopSettings:
     learning_rate: float = 0.005
     weight_decay: float = 0.0
     last_rate: float = 0.1  # share of the learning rate that is left at the end
+    warm_up: int = 0  # steps in which it rises from 0
     every_epoch_anew: bool = False  # the rate falls within each epoch, not over all of them
     patience: int = 5  # epochs without a better validation before it stops
 
@@ -89,8 +90,9 @@ def train(
         module.train()
         for step in range(steps):
             done = step / steps if settings.every_epoch_anew else (epoch + step / steps) / task.epochs
+            rate = settings.learning_rate * (1 - (1 - settings.last_rate) * done)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 - (1 - settings.last_rate) * done)
+                group["lr"] = rate * min(1.0, (epoch * steps + step + 1) / max(settings.warm_up, 1))
             batch = {k: v.to(device) for k, v in task.batch(step, own, rank=rank, ranks=ranks).items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = module(**batch)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.models.two_tower_settings import Negatives
-from recsys.training.examples import Drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +20,35 @@ class Pool:
 
 
 def draw_pool(
-    drawn: Drawn,
+    target: np.ndarray,
     *,
+    hidden: np.ndarray,
+    hidden_owner: np.ndarray,
     settings: Negatives,
     taught: np.ndarray,
     expected: np.ndarray,
     rng: np.random.Generator,
 ) -> Pool:
-    """A pool for the examples `drawn`. `taught` int [T] are the items that uniform negatives come from,
+    """A pool for examples with targets `target` int [P]; `hidden`, `hidden_owner` int [Z] are pairs of item
+    and example that are no negatives. `taught` int [T] are the items that uniform negatives come from,
     `expected` float [V] the share of each item among targets."""
-    targets = drawn.target
-    if len(targets) > settings.in_batch:
-        targets = targets[rng.permutation(len(targets))[: settings.in_batch]]
+    if len(target) > settings.in_batch:
+        target = target[rng.permutation(len(target))[: settings.in_batch]]
     even = taught[rng.integers(0, len(taught), settings.uniform)]
-    items = np.unique(np.concatenate((targets, even))).astype(np.int64)
-    times = len(targets) * expected[items] + settings.uniform / len(taught)
+    items = np.unique(np.concatenate((target, even))).astype(np.int64)
+    times = len(target) * expected[items] + settings.uniform / len(taught)
     with np.errstate(divide="ignore"):
         log_expected = np.log(-np.expm1(-np.maximum(times, 1e-12)))
-    place = np.searchsorted(items, drawn.hidden)
+    return Pool(items, log_expected.astype(np.float32), _masked(items, hidden, hidden_owner))
+
+
+def whole_pool(taught: np.ndarray, *, hidden: np.ndarray, hidden_owner: np.ndarray) -> Pool:
+    """All `taught` items, ascending: nothing is left to chance."""
+    return Pool(taught, np.zeros(len(taught), np.float32), _masked(taught, hidden, hidden_owner))
+
+
+def _masked(items: np.ndarray, hidden: np.ndarray, hidden_owner: np.ndarray) -> np.ndarray:
+    place = np.searchsorted(items, hidden)
     place[place == len(items)] = 0
-    hit = items[place] == drawn.hidden if len(items) else np.zeros(len(place), bool)
-    return Pool(items, log_expected.astype(np.float32), drawn.hidden_owner[hit] * len(items) + place[hit])
+    hit = items[place] == hidden if len(items) else np.zeros(len(place), bool)
+    return hidden_owner[hit] * len(items) + place[hit]

@@ -26,6 +26,8 @@ MODELS = {
     "warp": "recsys.models.pairwise:Warp",
     "logistic": "recsys.models.pairwise:Logistic",
     "two_tower": "recsys.training.two_tower_model:TwoTowerModel",
+    "sasrec": "recsys.training.sequence_model:SasRec",
+    "gru4rec": "recsys.training.sequence_model:Gru4Rec",
 }
 
 

@@ -56,7 +56,9 @@ class Batches:
         settings = self.model.settings
         drawn = self.examples.draw(picked, rng)
         pool = draw_pool(
-            drawn,
+            drawn.target,
+            hidden=drawn.hidden,
+            hidden_owner=drawn.hidden_owner,
             settings=self.negatives,
             taught=np.flatnonzero(self.taught),
             expected=self.expected,

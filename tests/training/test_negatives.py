@@ -32,7 +32,18 @@ def pools(settings: Negatives, rounds: int = 3000):
     rng = np.random.default_rng(0)
     for _ in range(rounds):
         drawn = examples(rng.choice(ITEMS, 12, p=EXPECTED))
-        yield drawn, draw_pool(drawn, settings=settings, taught=TAUGHT, expected=EXPECTED, rng=rng)
+        yield (
+            drawn,
+            draw_pool(
+                drawn.target,
+                hidden=drawn.hidden,
+                hidden_owner=drawn.hidden_owner,
+                settings=settings,
+                taught=TAUGHT,
+                expected=EXPECTED,
+                rng=rng,
+            ),
+        )
 
 
 def test_an_item_is_in_the_pool_as_often_as_is_told():

@@ -1,0 +1,33 @@
+"""What configures a sequence model, but for its training."""
+
+from dataclasses import dataclass
+
+from recsys.errors import SettingsError
+from recsys.models.retrieval import check_settings
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSettings:
+    dimensions: int = 64
+    layers: int = 2
+    heads: int = 2  # of attention
+    window: int = 50  # newest events of a history that are read
+    content: bool = True  # an item is its tokens, too, where it has any
+    token_buckets: int = 8192
+    dropout: float = 0.5  # of what each layer adds
+    event_dropout: float = 0.2  # of the events' vectors
+    full_softmax: int = 20_000  # catalogs up to this size are told apart whole, larger ones by samples
+    in_batch: int = 2048  # samples: targets of the same batch, which come by popularity
+    uniform: int = 2048  # samples: drawn evenly from the items
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            counts=("dimensions", "layers", "heads", "window", "token_buckets"),
+            not_negative=("full_softmax", "in_batch", "uniform"),
+            shares=("dropout", "event_dropout"),
+        )
+        if self.dimensions % self.heads:
+            raise SettingsError(f"dimensions = {self.dimensions}: must be a multiple of heads = {self.heads}")
+        if not self.in_batch + self.uniform:
+            raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")

@@ -1,0 +1,214 @@
+"""SASRec and GRU4Rec as retrieval models: one fit on any interactions, whatever their times mean.
+
+Decides what an example is (a history's events, cut where they exceed the window, elsewhere in each pass;
+a history without an order is shuffled anew), what a batch is (histories of like length, so many events
+in all), and how long it trains: a number of passes by the size of the log, with a small slice of newest
+events that says which pass was best.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from recsys.datasets.problem import Judged
+from recsys.interactions import Interactions, Timing
+from recsys.models.held_out import held_out_ndcg, spared_slice
+from recsys.models.retrieval import Estimate, Progress, check_settings, silent
+from recsys.models.sequence.encoder import SequenceEncoder, padded
+from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
+from recsys.models.sequence.settings import SequenceSettings
+from recsys.models.two_tower_settings import Negatives
+from recsys.training.loop import Arrays, LoopSettings, train
+from recsys.training.negatives import draw_pool, whole_pool
+from recsys.types import Histories, ragged_index
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceModel(SequenceSettings):
+    """The settings of a sequence model, and of its fit."""
+
+    explicit: ClassVar[bool] = False
+    module: ClassVar[type[SequenceModule]]
+
+    batch: int = 2048  # events of a step
+    passes: int | None = None  # over all events; None = `seen` events in all, in 6 to 60 passes
+    seen: float = 3e6
+    learning_rate: float = 0.001
+    weight_decay: float = 0.0
+    last_rate: float = 0.1
+    warm_up: int = 200  # steps
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        SequenceSettings.__post_init__(self)
+        check_settings(
+            self,
+            counts=("batch", "passes", "patience"),
+            positive=("seen", "learning_rate"),
+            not_negative=("weight_decay", "warm_up"),
+            shares=("last_rate",),
+        )
+
+    def estimate(self, data: Interactions) -> Estimate:
+        """Tables with their gradients, moments and copies, and the logits of a batch."""
+        d, tokens = self.dimensions, self.content and data.item_tokens is not None
+        full = data.items <= self.full_softmax
+        pool = data.items if full else min(self.in_batch + self.uniform, data.items)
+        rows = data.items + tokens * self.token_buckets
+        events = self.batch * self.layers * (20 * d + 4 * self.heads * self.window)
+        memory = 4 * (10 * rows * d + 5 * self.batch * pool + 3 * events + 2 * 256 * data.items) + 100 * len(
+            data
+        )
+        step = 1.5e-8 * self.batch * pool * (1 + d / 64) / 4 + 4e-9 * rows * d + 3e-9 * events
+        steps = self._passes(len(data)) * (1 + len(data) / self.batch)
+        return Estimate(300 + memory / 1e6, 1 + steps * step)
+
+    def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SequenceEncoder:
+        """Events of weight 0 are left out; others weigh as targets. Raises DataError without an event."""
+        task = self.task(data, seed=seed)
+        tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
+        for _ in train(task, settings=self.loop(), seed=seed, progress=tell):
+            pass
+        return self.finish(task)
+
+    def loop(self) -> LoopSettings:
+        return LoopSettings(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            last_rate=self.last_rate,
+            warm_up=self.warm_up,
+            patience=self.patience,
+        )
+
+    def task(
+        self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
+    ) -> "SequenceTask":
+        """What the loop trains. `start` must be None: every fit begins anew."""
+        assert start is None
+        data = data.teaching()
+        data, judged = spared_slice(data, seed=seed, newest=data.timing is not Timing.NONE)
+        torch.manual_seed(seed)
+        tokens = data.item_tokens if self.content else None
+        module = self.module(items=data.items, tokens=tokens, settings=self)
+        return SequenceTask(module, data, judged, self, epochs=self._passes(len(data)))
+
+    def finish(self, task: "SequenceTask") -> SequenceEncoder:
+        return task.module.export(task.expected > 0)
+
+    def _passes(self, events: int) -> int:
+        return self.passes or int(np.clip(np.ceil(self.seen / max(events, 1)), 6, 60))
+
+
+@dataclass(frozen=True, slots=True)
+class SasRec(SequenceModel):
+    """Self-attentive sequential recommendation (Kang and McAuley 2018), with a full or sampled softmax
+    (as Klenitskiy and Vasilev 2023, "Turning dross into gold loss")."""
+
+    module: ClassVar[type[SequenceModule]] = SelfAttention
+
+
+@dataclass(frozen=True, slots=True)
+class Gru4Rec(SequenceModel):
+    """Session-based recommendation with a recurrent network (Hidasi et al. 2016)."""
+
+    module: ClassVar[type[SequenceModule]] = Recurrent
+
+    layers: int = 1
+
+
+@dataclass(slots=True)
+class SequenceTask:
+    """A `Task` of the loop: all histories again and again."""
+
+    module: SequenceModule
+    data: Interactions
+    judged: Judged
+    settings: SequenceModel
+    epochs: int
+    expected: np.ndarray = field(init=False)  # float64 [V] share of each item among targets
+    pieces: Histories = field(init=False)
+    weight: np.ndarray = field(init=False)  # float32 [M] of their events
+    batches: list[np.ndarray] = field(init=False)  # pieces of each step
+
+    def __post_init__(self) -> None:
+        count = np.bincount(self.data.histories.item, minlength=self.data.items)
+        self.expected = count / max(count.sum(), 1)
+
+    def begin(self, epoch: int, rng: np.random.Generator) -> int:
+        self.pieces, self.weight = pieces(self.data, window=self.settings.window, rng=rng)
+        self.batches = alike(self.pieces.counts, size=self.settings.batch, rng=rng)
+        return len(self.batches)
+
+    def batch(self, step: int, rng: np.random.Generator, *, rank: int, ranks: int) -> dict[str, torch.Tensor]:
+        picked = self.batches[step][rank::ranks]
+        weight = self.weight[ragged_index(self.pieces.offsets[picked], self.pieces.counts[picked])]
+        histories = self.pieces.take(picked)
+        target, own, taught = (
+            histories.item,
+            np.arange(len(histories.item)),
+            np.flatnonzero(self.expected > 0),
+        )
+        if self.data.items <= self.settings.full_softmax:
+            pool = whole_pool(taught, hidden=target, hidden_owner=own)
+        else:
+            negatives = Negatives(self.settings.in_batch, self.settings.uniform)
+            pool = draw_pool(
+                target,
+                hidden=target,
+                hidden_owner=own,
+                settings=negatives,
+                taught=taught,
+                expected=self.expected,
+                rng=rng,
+            )
+        rows, position = np.unique(np.concatenate((target, pool.items)), return_inverse=True)
+        of_target, of_pool = np.split(position, [len(target)])
+        known = replace(histories, item=of_target)
+        event, counts = padded(known, window=self.settings.window, start=len(rows), padding=len(rows) + 1)
+        width = max(event.shape[1] - 1, 1)
+        batch = {
+            "rows": rows.astype(np.int64),
+            "event": event[:, :width],
+            "target": of_target,
+            "place": ragged_index(np.arange(len(counts)) * width, counts),
+            "weight": weight,
+            "pool": of_pool,
+            "log_expected": pool.log_expected,
+            "masked": pool.masked,
+            **self.module.content_of(rows),
+        }
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def validate(self) -> float:
+        """NDCG@20 of what was held out; NaN where nothing was."""
+        if not len(self.judged):
+            return float("nan")
+        return held_out_ndcg(self.settings.finish(self).score, self.judged, items=self.data.items)
+
+
+def pieces(data: Interactions, *, window: int, rng: np.random.Generator) -> tuple[Histories, np.ndarray]:
+    """Histories of at most `window` events that hold each event of `data` once, and the events' weights
+    float32 [M]. Longer ones are cut, the first cut by chance; those without an order are shuffled."""
+    log, weight = data.histories, data.weights
+    if data.timing is Timing.NONE:
+        shuffled = np.lexsort((rng.random(len(log.item)), log.request))
+        log, weight = replace(log, item=log.item[shuffled]), weight[shuffled]
+    counts = log.counts.astype(np.int64)
+    first = np.where(counts > window, rng.integers(1, window + 1, len(counts)), counts)
+    number = (counts > 0) + -(-(counts - first) // window)
+    owner = np.repeat(np.arange(len(counts)), number)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
+    ends = log.offsets[owner] + np.minimum(first[owner] + place * window, counts[owner])
+    return replace(log, offsets=np.append(0, ends).astype(np.int32)), weight
+
+
+def alike(counts: np.ndarray, *, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Batches of histories with `counts` [P] events, each about `size` in all and at least one history, of
+    like length, so that little is padded; in random order."""
+    by_length = np.argsort(counts + 2 * rng.random(len(counts)))
+    events = np.cumsum(counts[by_length])
+    cuts = np.flatnonzero(np.diff((events - 1) // size)) + 1
+    batches = np.split(by_length, cuts)
+    return [batches[number] for number in rng.permutation(len(batches))]

@@ -1,0 +1,103 @@
+"""The torch modules and the numpy encoders that serve in their place give the same vectors."""
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.interactions import Queries, Tokens
+from recsys.models.sequence.encoder import SequenceEncoder, padded
+from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
+from recsys.models.sequence.settings import SequenceSettings
+from recsys.types import Histories, offsets_of
+
+ITEMS, UNTAUGHT, DESCRIBED = 20, 19, 18  # UNTAUGHT has no content either
+SETTINGS = SequenceSettings(dimensions=16, window=6, token_buckets=50)
+KINDS = [SelfAttention, Recurrent]
+
+
+def module_of(kind: type[SequenceModule], settings: SequenceSettings = SETTINGS) -> SequenceModule:
+    """With something to say in every part."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    counts = np.append(rng.integers(1, 4, ITEMS - 1), 0)
+    tokens = Tokens(offsets_of(counts), rng.integers(0, 500, counts.sum()).astype(np.int32))
+    module = kind(items=ITEMS, tokens=tokens, settings=settings)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return module.eval()
+
+
+def taught() -> np.ndarray:
+    return np.arange(ITEMS) < DESCRIBED
+
+
+def histories_of(lists: list[list[int]]) -> Histories:
+    item = np.array([i for one in lists for i in one], np.int32)
+    n = len(item)
+    return Histories(
+        offsets_of(np.array([len(one) for one in lists])),
+        item,
+        np.arange(n, dtype=np.int64),
+        np.ones(n, np.float32),
+        np.ones(n, np.float32),
+        np.arange(n, dtype=np.int64),
+    )
+
+
+def encode(encoder: SequenceEncoder, lists: list[list[int]]) -> np.ndarray:
+    n = len(lists)
+    return encoder.encode(Queries(np.full(n, -1), histories_of(lists), np.zeros(n, np.int64)))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_numpy_agree(kind, layers):
+    module = module_of(kind, SequenceSettings(dimensions=16, window=6, token_buckets=50, layers=layers))
+    encoder = module.export(taught())
+    lists = [[], [3], [3, 3], list(range(6)), list(range(9)), [DESCRIBED, 1]]
+    for one, vector in zip(lists, encode(encoder, lists)):
+        event, _ = padded(histories_of([one]), window=6, start=ITEMS, padding=ITEMS + 1)
+        with torch.no_grad():
+            found = module.encode(torch.from_numpy(np.nan_to_num(encoder.items)), torch.from_numpy(event))
+        np.testing.assert_allclose(found[0, -1].numpy(), vector, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_came_before_the_window_does_not_count(kind):
+    encoder = module_of(kind).export(taught())
+    long = [1, 2, 3, 4, 5, 6, 7, 8]
+    np.testing.assert_array_equal(*encode(encoder, [long, long[2:]]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_items_in_a_history_are_as_if_they_were_not_there(kind):
+    encoder = module_of(kind).export(taught())
+    assert np.isnan(encoder.items[UNTAUGHT]).all()
+    assert not np.isnan(encoder.items[:UNTAUGHT]).any()
+    users = encode(encoder, [[2, UNTAUGHT, 5], [2, 5], [UNTAUGHT, 999, -1], []])
+    np.testing.assert_allclose(users[0], users[1], atol=1e-6)
+    np.testing.assert_allclose(users[2], users[3], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_a_history_counts(kind):
+    one, other = encode(module_of(kind).export(taught()), [[1, 2, 3], [3, 2, 1]])
+    assert np.abs(one - other).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_position_sees_what_comes_later(kind):
+    module = module_of(kind)
+    items = torch.randn(ITEMS, 16)
+    event = torch.tensor([[ITEMS, 1, 2, 3], [ITEMS, 1, 2, 7]])
+    with torch.no_grad():
+        found = module.encode(items, event)
+    torch.testing.assert_close(found[0, :3], found[1, :3])
+    assert (found[0, 3] - found[1, 3]).abs().max() > 0.01
+
+
+def test_padding_keeps_the_newest_events_behind_the_start_token():
+    events, counts = padded(histories_of([[], [4, 5], [1, 2, 3, 4]]), window=3, start=8, padding=9)
+    np.testing.assert_array_equal(events, [[8, 9, 9, 9], [8, 4, 5, 9], [8, 2, 3, 4]])
+    np.testing.assert_array_equal(counts, [0, 2, 3])
