@@ -1,8 +1,8 @@
 """What the positives of a batch are told from: one pool of negatives for all its examples.
 
 Decides the mixture (targets of the same batch, which come by popularity, and items drawn evenly, as in
-Yang et al. 2020, "Mixed negative sampling"), how often each item is to be expected in the pool, which
-the softmax corrects for, and which entries are accidental hits: positives of the example in question.
+Yang et al. 2020, "Mixed negative sampling"), and how often each item is to be expected in the pool, which
+the softmax corrects for.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,25 @@ from recsys.models.two_tower_settings import Negatives
 class Pool:
     items: np.ndarray  # int64 [N] distinct item rows, ascending
     log_expected: np.ndarray  # float32 [N] log of the probability to be in the pool
-    masked: np.ndarray  # int64 [Z] flat positions of [B, N] that are no negatives
+
+    def places(self, items: np.ndarray) -> np.ndarray:
+        """Where each of `items` [Z] stands in the pool, int64; -1 = nowhere."""
+        if not len(self.items):
+            return np.full(len(items), -1)
+        place = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
+        return np.where(self.items[place] == items, place, -1)
 
 
 def draw_pool(
     target: np.ndarray,
     *,
-    hidden: np.ndarray,
-    hidden_owner: np.ndarray,
     settings: Negatives,
     taught: np.ndarray,
     expected: np.ndarray,
     rng: np.random.Generator,
 ) -> Pool:
-    """A pool for examples with targets `target` int [P]; `hidden`, `hidden_owner` int [Z] are pairs of item
-    and example that are no negatives. `taught` int [T] are the items that uniform negatives come from,
-    `expected` float [V] the share of each item among targets."""
+    """A pool for examples with targets `target` int [P]. `taught` int [T] are the items that uniform
+    negatives come from, `expected` float [V] the share of each item among targets."""
     if len(target) > settings.in_batch:
         target = target[rng.permutation(len(target))[: settings.in_batch]]
     even = taught[rng.integers(0, len(taught), settings.uniform)]
@@ -39,16 +42,9 @@ def draw_pool(
     times = len(target) * expected[items] + settings.uniform / len(taught)
     with np.errstate(divide="ignore"):
         log_expected = np.log(-np.expm1(-np.maximum(times, 1e-12)))
-    return Pool(items, log_expected.astype(np.float32), _masked(items, hidden, hidden_owner))
+    return Pool(items, log_expected.astype(np.float32))
 
 
-def whole_pool(taught: np.ndarray, *, hidden: np.ndarray, hidden_owner: np.ndarray) -> Pool:
+def whole_pool(taught: np.ndarray) -> Pool:
     """All `taught` items, ascending: nothing is left to chance."""
-    return Pool(taught, np.zeros(len(taught), np.float32), _masked(taught, hidden, hidden_owner))
-
-
-def _masked(items: np.ndarray, hidden: np.ndarray, hidden_owner: np.ndarray) -> np.ndarray:
-    place = np.searchsorted(items, hidden)
-    place[place == len(items)] = 0
-    hit = items[place] == hidden if len(items) else np.zeros(len(place), bool)
-    return hidden_owner[hit] * len(items) + place[hit]
+    return Pool(taught.astype(np.int64), np.zeros(len(taught), np.float32))

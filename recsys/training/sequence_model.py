@@ -21,7 +21,7 @@ from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceMod
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.models.two_tower_settings import Negatives
 from recsys.training.loop import Arrays, LoopSettings, train
-from recsys.training.negatives import draw_pool, whole_pool
+from recsys.training.negatives import Pool, draw_pool, whole_pool
 from recsys.types import Histories, ragged_index
 
 
@@ -145,24 +145,8 @@ class SequenceTask:
         picked = self.batches[step][rank::ranks]
         weight = self.weight[ragged_index(self.pieces.offsets[picked], self.pieces.counts[picked])]
         histories = self.pieces.take(picked)
-        target, own, taught = (
-            histories.item,
-            np.arange(len(histories.item)),
-            np.flatnonzero(self.expected > 0),
-        )
-        if self.data.items <= self.settings.full_softmax:
-            pool = whole_pool(taught, hidden=target, hidden_owner=own)
-        else:
-            negatives = Negatives(self.settings.in_batch, self.settings.uniform)
-            pool = draw_pool(
-                target,
-                hidden=target,
-                hidden_owner=own,
-                settings=negatives,
-                taught=taught,
-                expected=self.expected,
-                rng=rng,
-            )
+        target = histories.item
+        pool = self._pool(target, rng)
         rows, position = np.unique(np.concatenate((target, pool.items)), return_inverse=True)
         of_target, of_pool = np.split(position, [len(target)])
         known = replace(histories, item=of_target)
@@ -176,10 +160,17 @@ class SequenceTask:
             "weight": weight,
             "pool": of_pool,
             "log_expected": pool.log_expected,
-            "masked": pool.masked,
+            "own": pool.places(target),
             **self.module.content_of(rows),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _pool(self, target: np.ndarray, rng: np.random.Generator) -> Pool:
+        settings, taught = self.settings, np.flatnonzero(self.expected > 0)
+        if len(taught) <= settings.full_softmax:
+            return whole_pool(taught)
+        negatives = Negatives(settings.in_batch, settings.uniform)
+        return draw_pool(target, settings=negatives, taught=taught, expected=self.expected, rng=rng)
 
     def validate(self) -> float:
         """NDCG@20 of what was held out; NaN where nothing was."""

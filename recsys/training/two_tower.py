@@ -57,14 +57,12 @@ class Batches:
         drawn = self.examples.draw(picked, rng)
         pool = draw_pool(
             drawn.target,
-            hidden=drawn.hidden,
-            hidden_owner=drawn.hidden_owner,
             settings=self.negatives,
             taught=np.flatnonzero(self.taught),
             expected=self.expected,
             rng=rng,
         )
-        histories = drawn.histories
+        histories, hidden = drawn.histories, pool.places(drawn.hidden)
         rows, position = np.unique(
             np.concatenate((histories.item, drawn.target, pool.items)), return_inverse=True
         )
@@ -92,7 +90,7 @@ class Batches:
             "pool": in_pool,
             "log_expected": pool.log_expected,
             "log_share": self.log_share[rows],
-            "masked": pool.masked,
+            "masked": (drawn.hidden_owner * len(pool.items) + hidden)[hidden >= 0],
             **self._of_users(drawn, rng),
         }
         if self.model.tokens is not None:

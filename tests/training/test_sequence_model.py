@@ -6,12 +6,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from recsys.errors import SettingsError
 from recsys.interactions import Interactions, Timing, interactions_from_pairs
 from recsys.models.sequence.encoder import SequenceEncoder
-from recsys.training.loop import train
-from recsys.training.sequence_model import Gru4Rec, SasRec, SequenceModel, alike, pieces
-from recsys.types import offsets_of
+from recsys.training.sequence_model import Gru4Rec, SasRec, SequenceModel
 from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
 
 SETTINGS = {"dimensions": 16, "window": 8, "token_buckets": 8, "batch": 64, "passes": 25, "warm_up": 10}

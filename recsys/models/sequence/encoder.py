@@ -43,6 +43,7 @@ class SequenceEncoder(NamedArrays):
     output_gain: np.ndarray  # float32 [D] layer norm of user vectors
     output_shift: np.ndarray  # float32 [D]
     window: np.ndarray  # int64 []
+    temperature: np.ndarray  # float64 [] of cosines; 0 = scores are inner products
 
     def encode(self, queries: Queries) -> np.ndarray:
         """float32 [B, D]."""
@@ -60,6 +61,8 @@ class SequenceEncoder(NamedArrays):
             )
             x = layer_norm(table[events], self.input_gain, self.input_shift)
             users[rows] = layer_norm(self._newest(x, newest), self.output_gain, self.output_shift)
+        if self.temperature:
+            users /= np.linalg.norm(users, axis=1, keepdims=True) * np.float32(self.temperature)
         return users
 
     def _newest(self, x: np.ndarray, newest: np.ndarray) -> np.ndarray:

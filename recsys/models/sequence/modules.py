@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys.interactions import Tokens
+from recsys.models.sampled_softmax import softmax_loss
 from recsys.models.sequence.encoder import EPSILON, RecurrentEncoder, SelfAttentionEncoder, SequenceEncoder
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.types import ragged_index
-
-_NEVER = -1e4  # logit of what is no negative
-_SPREAD = 0.02  # of a vector's first entries
 
 
 class SequenceModule(nn.Module):
@@ -32,14 +30,15 @@ class SequenceModule(nn.Module):
         super().__init__()
         d = settings.dimensions
         self.settings = settings
+        spread = d**-0.5 if settings.temperature else 0.02  # of a vector's first entries
         self.tokens = None
         if tokens is not None:
             self.tokens = Tokens(tokens.offsets, (tokens.id % settings.token_buckets).astype(np.int32))
             self.token = nn.EmbeddingBag(settings.token_buckets, d, mode="mean")
-            nn.init.normal_(self.token.weight, std=_SPREAD)
+            nn.init.normal_(self.token.weight, std=spread)
         self.id = nn.Embedding(items, d)
-        nn.init.normal_(self.id.weight, std=_SPREAD)
-        self.start = nn.Parameter(torch.randn(d) * _SPREAD)
+        nn.init.normal_(self.id.weight, std=spread)
+        self.start = nn.Parameter(torch.randn(d) * spread)
         self.input_gain, self.input_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
         self.output_gain, self.output_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
 
@@ -48,8 +47,10 @@ class SequenceModule(nn.Module):
 
     def embed(self, rows: Tensor, tokens: Tensor | None, token_offsets: Tensor | None) -> Tensor:
         """Vectors [R, d] of items `rows` [R] with their content, ragged by `token_offsets` [R]."""
-        ids: Tensor = self.id(rows)
-        return ids if tokens is None else ids + self.token(tokens, token_offsets)
+        vectors: Tensor = self.id(rows)
+        if tokens is not None:
+            vectors = vectors + self.token(tokens, token_offsets)
+        return functional.normalize(vectors, dim=1) if self.settings.temperature else vectors
 
     def encode(self, items: Tensor, event: Tensor) -> Tensor:
         """Outputs [B, n, d] for events [B, n]: rows of `items` [R, d], R = start token, R + 1 = padding."""
@@ -57,25 +58,28 @@ class SequenceModule(nn.Module):
         table = torch.cat((items, self.start[None], items.new_zeros(1, d)))
         x = functional.layer_norm(table[event], (d,), self.input_gain, self.input_shift, EPSILON)
         x = self.layers(self.dropped(x, self.settings.event_dropout))
-        return functional.layer_norm(x, (d,), self.output_gain, self.output_shift, EPSILON)
+        x = functional.layer_norm(x, (d,), self.output_gain, self.output_shift, EPSILON)
+        temperature = self.settings.temperature
+        return functional.normalize(x, dim=2) / temperature if temperature else x
 
     def forward(self, **batch: Tensor) -> Tensor:
         """The loss of a batch, mean over its P targets by weight.
 
         `rows` [R] are the distinct items of the batch, `tokens`, `token_offsets` [R] their content.
         `event` [B, n] as `encode` takes it. `target` [P] (position in rows) is what came at `place` [P] (flat
-        position in [B, n]), `weight` [P]. `pool` [N] (position in rows) are negatives for all,
-        `log_expected` [N] the log of how often each was to be expected there, `masked` flat positions of
-        [P, N] that are none.
+        position in [B, n]), `weight` [P]. `pool` [N] (position in rows), `log_expected` [N] and `own` [P] as
+        `softmax_loss` takes them.
         """
         items = self.embed(batch["rows"], batch.get("tokens"), batch.get("token_offsets"))
         users = self.encode(items, batch["event"]).flatten(0, 1)[batch["place"]]
-        positive = (users * items[batch["target"]]).sum(1).float()
-        logits = (users @ items[batch["pool"]].T).float() - batch["log_expected"]
-        logits.view(-1).index_fill_(0, batch["masked"], _NEVER)
-        # The positive stands for itself; it is there for certain, and not corrected.
-        loss = functional.softplus(torch.logsumexp(logits, dim=1) - positive)
-        return (loss * batch["weight"]).sum() / batch["weight"].sum()
+        return softmax_loss(
+            users,
+            items[batch["target"]],
+            pool=items[batch["pool"]],
+            log_expected=batch["log_expected"],
+            own=batch["own"],
+            weight=batch["weight"],
+        )
 
     def dropped(self, x: Tensor, share: float) -> Tensor:
         return functional.dropout(x, share, self.training)
@@ -96,11 +100,14 @@ class SequenceModule(nn.Module):
         vectors = self.id.weight * torch.from_numpy(taught).to(where)[:, None]
         if content:
             vectors = vectors + self.token(content["tokens"], content["token_offsets"])
+        if self.settings.temperature:
+            vectors = functional.normalize(vectors, dim=1)
         items = vectors.float().cpu().numpy().copy()
         described = np.diff(self.tokens.offsets) > 0 if self.tokens is not None else np.zeros_like(taught)
         items[~taught & ~described] = np.nan
         arrays = {name: p.detach().float().cpu().numpy().copy() for name, p in self.named_parameters()}
-        return self.serves.from_arrays(arrays | {"items": items, "window": np.array(self.settings.window)})
+        arrays |= {"items": items, "window": np.array(self.settings.window)}
+        return self.serves.from_arrays(arrays | {"temperature": np.array(self.settings.temperature or 0.0)})
 
 
 class SelfAttention(SequenceModule):

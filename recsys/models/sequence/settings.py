@@ -16,6 +16,7 @@ class SequenceSettings:
     token_buckets: int = 8192
     dropout: float = 0.5  # of what each layer adds
     event_dropout: float = 0.2  # of the events' vectors
+    temperature: float | None = None  # scores are cosines over it; None = inner products
     full_softmax: int = 20_000  # catalogs up to this size are told apart whole, larger ones by samples
     in_batch: int = 2048  # samples: targets of the same batch, which come by popularity
     uniform: int = 2048  # samples: drawn evenly from the items
@@ -24,6 +25,7 @@ class SequenceSettings:
         check_settings(
             self,
             counts=("dimensions", "layers", "heads", "window", "token_buckets"),
+            positive=("temperature",),
             not_negative=("full_softmax", "in_batch", "uniform"),
             shares=("dropout", "event_dropout"),
         )

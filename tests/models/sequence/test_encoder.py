@@ -50,10 +50,14 @@ def encode(encoder: SequenceEncoder, lists: list[list[int]]) -> np.ndarray:
     return encoder.encode(Queries(np.full(n, -1), histories_of(lists), np.zeros(n, np.int64)))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.1])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_torch_and_numpy_agree(kind, layers):
-    module = module_of(kind, SequenceSettings(dimensions=16, window=6, token_buckets=50, layers=layers))
+def test_torch_and_numpy_agree(kind, layers, temperature):
+    module = module_of(
+        kind,
+        SequenceSettings(dimensions=16, window=6, token_buckets=50, layers=layers, temperature=temperature),
+    )
     encoder = module.export(taught())
     lists = [[], [3], [3, 3], list(range(6)), list(range(9)), [DESCRIBED, 1]]
     for one, vector in zip(lists, encode(encoder, lists)):
