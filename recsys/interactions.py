@@ -2,7 +2,8 @@
 
 Decides how little a data set must bring: who and what; weights, values, times, and content where
 there are any. `Timing` says what the times mean, so that no model takes an invented order for a
-clock. Items and users are numbers here; ids appear at the borders only. Nothing here does I/O.
+clock; `Asked` what a model will be asked, so that it validates by such questions. Items and users
+are numbers here; ids appear at the borders only. Nothing here does I/O.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +19,14 @@ class Timing(Enum):
     CLOCK = "clock"  # epoch seconds
     SEQUENCE = "sequence"  # only the order within a history means something: its events are a day apart
     NONE = "none"  # a history is a set; all times are 0
+
+
+class Asked(Enum):
+    """What queries will want to know."""
+
+    NEXT = "next"  # what somebody takes after all that is known of them
+    MISSING = "missing"  # what else somebody took, whenever
+    SESSION = "session"  # what comes next in a session: users are sessions, and whoever asks is a stranger
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Interactions:
     items: int  # V: rows 0 .. V - 1 exist
     weight: np.ndarray | None = None  # float32 [M] >= 0, how much each event says; None = all alike
     timing: Timing = Timing.CLOCK
+    asked: Asked = Asked.NEXT
     item_tokens: Tokens | None = None  # content of the V items
     user_tokens: Tokens | None = None  # attributes of the U users
 
@@ -133,4 +143,5 @@ def interactions_from_pairs(
         order=np.arange(len(user), dtype=np.int64),
     )
     ids = np.arange(users).astype(str).astype(object)
-    return Interactions(ids, histories, items, timing=timing)
+    asked = Asked.MISSING if timing is Timing.NONE else Asked.NEXT
+    return Interactions(ids, histories, items, timing=timing, asked=asked)

@@ -6,6 +6,7 @@ with the prefix as history, oldest first. All items are ranked, those of the pre
 test file only are rows that nothing taught.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from recsys.datasets.lines import IdLines, encode, id_lines, read_id_lines, read_text, short
 from recsys.datasets.problem import Judged, Problem, moment_after
 from recsys.errors import DataError
-from recsys.interactions import Queries, Timing, interactions_from_pairs
+from recsys.interactions import Asked, Queries, Timing, interactions_from_pairs
 from recsys.types import offsets_of
 
 SESSION = "'item item ...', oldest first, between spaces"
@@ -45,7 +46,7 @@ def read_prefixes(stem: str | Path) -> Problem:
         masked_offsets=offsets_of(np.zeros(len(prefixes), np.int64)),
         masked=np.zeros(0, np.int32),
     )
-    return Problem(log, test)
+    return Problem(replace(log, asked=Asked.SESSION), test)
 
 
 def _prefixes(path: Path) -> tuple[IdLines, pa.Array]:

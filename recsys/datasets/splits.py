@@ -14,7 +14,7 @@ import numpy as np
 from recsys.datasets.content import take_tokens
 from recsys.datasets.problem import Problem, judge_users
 from recsys.errors import DataError
-from recsys.interactions import Interactions, Timing
+from recsys.interactions import Asked, Interactions, Timing
 
 SPLITS = ("given", "temporal", "random", "leave-last-out")
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -165,7 +165,7 @@ def _new(train: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 def _problem(log: Interactions, side: np.ndarray, *, mask: bool) -> Problem:
     """The problem whose events are on these sides, int [M]."""
-    train = log.where(side == TRAIN)
+    train = replace(log.where(side == TRAIN), asked=Asked.MISSING)
     columns = {
         which: {
             name: getattr(log.histories, source)[side == which]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recsys.datasets.problem import Judged
-from recsys.interactions import Interactions, Timing
+from recsys.interactions import Asked, Interactions, Timing
 from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.retrieval import Estimate, Progress, check_settings, silent
 from recsys.models.sequence.encoder import SequenceEncoder, padded
@@ -88,7 +88,7 @@ class SequenceModel(SequenceSettings):
         """What the loop trains. `start` must be None: every fit begins anew."""
         assert start is None
         data = data.teaching()
-        data, judged = spared_slice(data, seed=seed, newest=data.timing is not Timing.NONE)
+        data, judged = spared_slice(data, seed=seed, newest=data.asked is not Asked.MISSING)
         torch.manual_seed(seed)
         tokens = data.item_tokens if self.content else None
         module = self.module(items=data.items, tokens=tokens, settings=self)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.evaluation import full_ranking
-from recsys.models import gibbs, sparse_ease, sparse_products, weighted_ridge
+from recsys.models import gibbs, sparse_ease, sparse_products, top_k, weighted_ridge
 from recsys.models.ials import Ials
 from recsys.models.sparse_ease import SparseEase
 from recsys.models.svd import Svd
@@ -26,7 +25,7 @@ def test_a_worker_of_ray_takes_the_threads_it_was_given(monkeypatch, allowed):
             taken.append(workers)
             super().__init__(workers)
 
-    for module in (full_ranking, gibbs, sparse_ease, sparse_products, weighted_ridge):
+    for module in (top_k, gibbs, sparse_ease, sparse_products, weighted_ridge):
         monkeypatch.setattr(module, "ThreadPoolExecutor", Recording)
     monkeypatch.setenv("OMP_NUM_THREADS", str(allowed))
     log = log_of(*pairs())
@@ -34,7 +33,7 @@ def test_a_worker_of_ray_takes_the_threads_it_was_given(monkeypatch, allowed):
     Svd(factors=2, warmup=1, samples=1, thinning=1).fit(log, seed=0)
     Ials(factors=4, regularization=0.01, epochs=1).fit(log, seed=0)
     sparse_products.product(sparse.eye_array(9, format="csr", dtype=np.float32), np.ones((9, 2)))
-    full_ranking.top_k(np.ones((9, 4), np.float32), k=2, tie_order=np.arange(4))
+    top_k.top_k(np.ones((9, 4), np.float32), k=2, tie_order=np.arange(4))
     assert set(taken) == {allowed}
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert available_threads() == len(os.sched_getaffinity(0))
