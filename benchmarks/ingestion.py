@@ -42,7 +42,7 @@ from recsys.events.validation import ValidationSettings
 from recsys.events.wire import encode
 from recsys.events.writer_schemas import event_schema
 from recsys.index.shard import IndexSettings
-from recsys.monitoring.memory import family_kb
+from recsys.memory import family_kb
 from recsys.releases.manifest import write_release
 from recsys.releases.parts import encode as encode_parts
 from recsys.settings import Serving, Settings

@@ -26,9 +26,9 @@ from recsys.errors import SettingsError
 from recsys.evaluation.retrieval import judge, metrics_of, summarize
 from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
+from recsys.memory import free_mb
 from recsys.models.ials import Ials
 from recsys.models.retrieval import Fitted, check_capacity
-from recsys.monitoring.memory import free_mb
 from recsys.settings import Settings, model_of
 from recsys.training.distributed import fit_parallel, train_two_tower_parallel
 from recsys.training.factorization import fit_ials

@@ -34,7 +34,7 @@ def demo(
     from recsys.datasets.sources import check_dataset, fingerprint
     from recsys.errors import DataError
     from recsys.events.redis_server import start_redis
-    from recsys.monitoring.memory import PeakMemory
+    from recsys.memory import PeakMemory
     from recsys.settings import load_settings
 
     console = terminal()

@@ -43,7 +43,7 @@ def evaluate(
     """Fit on the training part, rank all items for everyone in the test part, compare with what they took."""
     from recsys.datasets.formats import read_problems
     from recsys.evaluation.retrieval import compare, figure, metrics_of, summarize
-    from recsys.monitoring.memory import own_peak_mb
+    from recsys.memory import own_peak_mb
     from recsys.settings import model_of
 
     names = [name for name in (model, against) if name is not None]
@@ -109,8 +109,8 @@ def _run(
 ) -> Run:
     """One run with its bar; refused before it begins when its estimate exceeds the memory."""
     from recsys.evaluation.retrieval import run_model
+    from recsys.memory import free_mb
     from recsys.models.retrieval import check_capacity
-    from recsys.monitoring.memory import free_mb
 
     estimate = model.estimate(problem.train)
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"

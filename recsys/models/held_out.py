@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.datasets.problem import Judged, hold_out
-from recsys.interactions import Interactions, Queries, Timing
+from recsys.datasets.problem import Judged, hold_out, hold_out_sessions
+from recsys.interactions import Asked, Interactions, Queries, Timing
 
 USERS = 2000
 LEAST, SHARE = 50, 50  # of what is never trained on: fewer events say too little; at most one event in 50
@@ -28,6 +28,13 @@ def spared_slice(data: Interactions, *, seed: int, newest: bool | None = None) -
     users = min(USERS, len(data) // SHARE)
     newest = data.timing is Timing.SEQUENCE if newest is None else newest
     return hold_out(data, users=users if users >= LEAST else 0, seed=seed, newest=newest)
+
+
+def asked_slice(data: Interactions, *, most: int, seed: int) -> tuple[Interactions, Judged]:
+    """What is left of `data`, and the questions of at most `most` users or sessions, as the test will ask."""
+    if data.asked is Asked.SESSION:
+        return hold_out_sessions(data, sessions=most, seed=seed)
+    return hold_out(data, users=most, seed=seed, newest=data.asked is Asked.NEXT)
 
 
 def held_out_ndcg(score: Callable[[Queries], np.ndarray], judged: Judged, *, items: int) -> float:

@@ -72,7 +72,7 @@ class Vectors:
     encoder: UserEncoding
 
 
-Export = Vectors | ItemTable
+Export = Vectors | ItemTable | Mapping[str, "Export"]  # the last of a blend: each part's own
 
 
 class Fitted(Protocol):

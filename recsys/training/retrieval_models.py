@@ -28,6 +28,7 @@ MODELS = {
     "two_tower": "recsys.training.two_tower_model:TwoTowerModel",
     "sasrec": "recsys.training.sequence_model:SasRec",
     "gru4rec": "recsys.training.sequence_model:Gru4Rec",
+    "auto": "recsys.advisor.auto:Auto",
 }
 
 

@@ -8,13 +8,13 @@ The same fit gives the same file. A file that was altered or cut is refused when
 import hashlib
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recsys.errors import ReleaseError
+from recsys.models.blend import class_name, fitted_class
 from recsys.models.retrieval import Fitted
 
 ABOUT = "about"  # the entry that says which class the arrays are of
@@ -24,8 +24,7 @@ _DIGITS = 16
 def save_fitted(folder: Path, fitted: Fitted, *, model: str, settings: str) -> Path:
     """The file of `fitted`, written whole or not at all. `settings` say how it was made."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind = type(fitted)
-    about = {"model": model, "settings": settings, "class": f"{kind.__module__}:{kind.__qualname__}"}
+    about = {"model": model, "settings": settings, "class": class_name(fitted)}
     packed = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     draft = folder / f".{model}.{os.getpid()}"
     try:
@@ -48,10 +47,7 @@ def load_fitted(path: Path) -> Fitted:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     about: dict[str, Any] = json.loads(arrays.pop(ABOUT).tobytes())
-    module, _, name = about["class"].partition(":")
-    if not module.startswith("recsys."):
-        raise ReleaseError(f"{path} holds a {about['class']}, which is none of recsys's models")
-    fitted: Fitted = getattr(import_module(module), name).from_arrays(arrays)
+    fitted: Fitted = fitted_class(about["class"]).from_arrays(arrays)
     return fitted
 
 

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from recsys.monitoring.memory import free_mb
+from recsys.memory import free_mb
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Which models suit a data set: its profile, the decision tree, and `auto`, which trains and chooses."""
