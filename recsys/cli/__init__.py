@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from recsys.cli import data, demo, doctor, evaluate, events, look, releases, service
+from recsys.cli import advise, data, demo, doctor, evaluate, events, look, releases, service
 from recsys.errors import in_one_line
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ def _options(debug: bool = typer.Option(False, help="Show tracebacks of errors."
 app.command("demo")(demo.demo)
 app.command("ingest")(data.ingest)
 app.command("evaluate")(evaluate.evaluate)
+app.command("advise")(advise.advise)
 app.command("recommend")(look.recommend)
 app.command("similar")(look.similar)
 app.command("serve")(service.serve)

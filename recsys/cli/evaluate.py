@@ -121,7 +121,11 @@ def _run(
     def tell(share: float, doing: str) -> None:
         bars.update(bar, description=f"{title}: {doing}", completed=share, total=1)
 
-    return run_model(model, problem, seed=seed, progress=tell)
+    from recsys.cli.advise import print_choice
+
+    return run_model(
+        model, problem, seed=seed, progress=tell, look=lambda fitted: print_choice(bars.console, fitted)
+    )
 
 
 def _bars(console: Console) -> Progress:

@@ -42,10 +42,18 @@ class Summary:
     seconds: float  # of all fits and rankings, per run
 
 
-def run_model(model: RetrievalModel, problem: Problem, *, seed: int, progress: Progress = silent) -> Run:
-    """Fit on `problem.train`, then `judge`."""
+def run_model(
+    model: RetrievalModel,
+    problem: Problem,
+    *,
+    seed: int,
+    progress: Progress = silent,
+    look: Callable[[Fitted], None] = lambda fitted: None,
+) -> Run:
+    """Fit on `problem.train`, `look` at the fit, then `judge`."""
     started = time.perf_counter()
     fitted = model.fit(problem.train, seed=seed, progress=progress)
+    look(fitted)
     run = judge(fitted, problem, explicit=model.explicit, progress=progress)
     return replace(run, seconds=time.perf_counter() - started)
 
