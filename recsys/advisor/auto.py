@@ -8,7 +8,7 @@ model that fails is told and left out. The same data under other names give the 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -79,11 +79,15 @@ class Auto:
         """Raises DataError where no model could be trained."""
         decision = decide(profile(data), latency_ms=self.latency_ms, real_time=self.real_time)
         run = _Run(self, data, seed, progress)
-        tried = run.tries(self.models or decision.models)
+        names = self.models or decision.models
+        tried = run.try_in_turn(names) if len(run.judged) < FEW else run.compare(names)
         chosen = run.chosen
-        parts = {name: run.train(name, data) for name in chosen.of}
-        weights = np.array(list(chosen.of.values()), np.float32)
         told = tuple(replace(one, weight=chosen.of.get(one.model, 0.0)) for one in tried)
+        if not chosen.of:
+            why = "; ".join(f"{one.model}: {one.why}" for one in tried)
+            raise DataError(f"auto could train no model: {why}")
+        parts = {name: run.fits.get(name) or run.train(name, data) for name in chosen.of}
+        weights = np.array(list(chosen.of.values()), np.float32)
         ndcg = float(chosen.gain.mean()) if len(chosen.gain) else math.nan
         return FittedAuto(parts, weights, chosen.constant, decision, told, ndcg)
 
@@ -97,21 +101,27 @@ class _Run:
         self.told = self.took = _LONG  # seconds that long fits should have taken, and did
         self.rest, self.judged = asked_slice(data, most=MOST_USERS, seed=seed)
         self.lists: dict[str, np.ndarray] = {}
-        self.chosen = Weights({}, 1.0, np.zeros(0))
+        self.fits: dict[str, Fitted] = {}  # on all of the data
+        self.chosen = Weights({}, 1.0, np.zeros(0))  # what compares best, or the only one that there is
 
-    def tries(self, names: Sequence[str]) -> list[Tried]:
-        """All of `names`; sets `chosen`. Raises DataError."""
+    def try_in_turn(self, names: Sequence[str]) -> list[Tried]:
+        """Too few questions to compare by: the first of `names` that can be trained is taken."""
         found: list[Tried] = []
-        if len(self.judged) < FEW:
-            self.chosen = Weights({names[0]: 1.0}, 1.0, np.zeros(0))
-            why = f"{len(self.judged)} questions of the slice can't tell models apart: the first is taken"
-            return [Tried(name, why=why) for name in names]
         for name in names:
-            found.append(self._try(name, found))
-        if not self.lists:
-            raise DataError("auto could train no model: " + "; ".join(f"{t.model}: {t.why}" for t in found))
-        self._tell("choosing")
-        self.chosen = choose_weights(self.lists, self.judged, most=self.auto.most, items=self.data.items)
+            tried = self._guarded(name, found, self._take)
+            found.append(tried)
+            if self.chosen.of:
+                break
+        return found
+
+    def compare(self, names: Sequence[str]) -> list[Tried]:
+        """All of `names`."""
+        found: list[Tried] = []
+        for name in names:
+            found.append(self._guarded(name, found, self._judge))
+        if self.lists:
+            self._tell("choosing")
+            self.chosen = choose_weights(self.lists, self.judged, most=self.auto.most, items=self.data.items)
         return found
 
     def train(self, name: str, data: Interactions) -> Fitted:
@@ -120,23 +130,31 @@ class _Run:
 
         return model_class(name)().fit(data, seed=self.seed, progress=tell)
 
-    def _try(self, name: str, before: Sequence[Tried]) -> Tried:
-        started = time.perf_counter()
+    def _guarded(self, name: str, before: Sequence[Tried], look: Callable[[str, Estimate], Tried]) -> Tried:
+        """`look`, where the model fits; what it can't be trained for is told."""
         self._tell(name)
         try:
             estimate = model_class(name)().estimate(self.rest)
             if why := self._unfit(estimate, before):
                 return Tried(name, why=why)
-            fitted = self.train(name, self.rest)
-            self._tell(f"{name}: ranking")
-            lists = lists_of(fitted, self.judged, items=self.data.items)
+            return look(name, estimate)
         except (DataError, SettingsError, CapacityError, MemoryError) as error:
             return Tried(name, why=in_one_line(error) or "")
-        self.lists[name] = lists
+
+    def _take(self, name: str, estimate: Estimate) -> Tried:
+        self.fits[name] = self.train(name, self.data)
+        self.chosen = Weights({name: 1.0}, 1.0, np.zeros(0))
+        return Tried(name, why=f"taken unseen: {len(self.judged)} questions can't tell models apart")
+
+    def _judge(self, name: str, estimate: Estimate) -> Tried:
+        started = time.perf_counter()
+        fitted = self.train(name, self.rest)
+        self._tell(f"{name}: ranking")
+        self.lists[name] = lists_of(fitted, self.judged, items=self.data.items)
         seconds = time.perf_counter() - started
         if seconds > _LONG:
             self.told, self.took = self.told + estimate.seconds, self.took + seconds
-        return Tried(name, ndcg_of(lists, self.judged, items=self.data.items), seconds)
+        return Tried(name, ndcg_of(self.lists[name], self.judged, items=self.data.items), seconds)
 
     def _unfit(self, estimate: Estimate, before: Sequence[Tried]) -> str:
         """Why a model of this estimate is not tried; nothing if it is."""
@@ -147,7 +165,7 @@ class _Run:
         again = sum(one.seconds for one in best)  # to train them on all of the data
         seconds = 2 * estimate.seconds * self.took / self.told
         left = 60 * self.auto.budget_minutes - (time.perf_counter() - self.started) - again
-        if seconds > left:
+        if seconds > left and self.lists:  # the first is tried in any case
             return f"about {seconds / 60:.1f} minutes with a second fit, and {max(left, 0) / 60:.1f} are left"
         return ""
 
