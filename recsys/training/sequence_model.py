@@ -55,7 +55,7 @@ class SequenceModel(SequenceSettings):
         """Tables with their gradients, moments and copies, and the logits of a batch."""
         d, tokens = self.dimensions, self.content and data.item_tokens is not None
         full = data.items <= self.full_softmax
-        pool = data.items if full else min(self.in_batch + self.uniform, data.items)
+        pool = data.items if full else min(self.popular + self.uniform, data.items)
         rows = data.items + tokens * self.token_buckets
         events = self.batch * self.layers * (20 * d + 4 * self.heads * self.window)
         memory = 4 * (10 * rows * d + 5 * self.batch * pool + 3 * events + 2 * 256 * data.items) + 100 * len(
@@ -146,7 +146,7 @@ class SequenceTask:
         weight = self.weight[ragged_index(self.pieces.offsets[picked], self.pieces.counts[picked])]
         histories = self.pieces.take(picked)
         target = histories.item
-        pool = self._pool(target, rng)
+        pool = self._pool(rng)
         rows, position = np.unique(np.concatenate((target, pool.items)), return_inverse=True)
         of_target, of_pool = np.split(position, [len(target)])
         known = replace(histories, item=of_target)
@@ -165,12 +165,20 @@ class SequenceTask:
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _pool(self, target: np.ndarray, rng: np.random.Generator) -> Pool:
+    def _pool(self, rng: np.random.Generator) -> Pool:
         settings, taught = self.settings, np.flatnonzero(self.expected > 0)
         if len(taught) <= settings.full_softmax:
             return whole_pool(taught)
-        negatives = Negatives(settings.in_batch, settings.uniform)
-        return draw_pool(target, settings=negatives, taught=taught, expected=self.expected, rng=rng)
+        # Not the targets of the batch: those of the same history would be there for certain, and not as told.
+        popular = np.searchsorted(np.cumsum(self.expected), rng.random(settings.popular))
+        negatives = Negatives(in_batch=settings.popular, uniform=settings.uniform)
+        return draw_pool(
+            np.minimum(popular, taught[-1]),
+            settings=negatives,
+            taught=taught,
+            expected=self.expected,
+            rng=rng,
+        )
 
     def validate(self) -> float:
         """NDCG@20 of what was held out; NaN where nothing was."""

@@ -18,18 +18,18 @@ class SequenceSettings:
     event_dropout: float = 0.2  # of the events' vectors
     temperature: float | None = None  # scores are cosines over it; None = inner products
     full_softmax: int = 20_000  # catalogs up to this size are told apart whole, larger ones by samples
-    in_batch: int = 2048  # samples: targets of the same batch, which come by popularity
-    uniform: int = 2048  # samples: drawn evenly from the items
+    popular: int = 2048  # samples that are drawn by popularity
+    uniform: int = 2048  # samples that are drawn evenly
 
     def __post_init__(self) -> None:
         check_settings(
             self,
             counts=("dimensions", "layers", "heads", "window", "token_buckets"),
             positive=("temperature",),
-            not_negative=("full_softmax", "in_batch", "uniform"),
+            not_negative=("full_softmax", "popular", "uniform"),
             shares=("dropout", "event_dropout"),
         )
         if self.dimensions % self.heads:
             raise SettingsError(f"dimensions = {self.dimensions}: must be a multiple of heads = {self.heads}")
-        if not self.in_batch + self.uniform:
-            raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")
+        if not self.popular + self.uniform:
+            raise SettingsError("popular and uniform are both 0: positives need negatives to be told from")
