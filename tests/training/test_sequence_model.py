@@ -167,3 +167,19 @@ def test_an_interrupted_training_ends_as_one_that_was_not(model):
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(SettingsError):
         replace(SAS, **wrong)
+
+
+def test_what_a_history_holds_is_no_more_often_a_negative_than_is_told():
+    """Targets of the same batch were negatives: the rest of a session was there for certain, and told as rare,
+    so that what goes together was pushed apart."""
+    user = np.repeat(np.arange(300), 2)
+    log = interactions_from_pairs(user, np.arange(600), users=300, items=600, timing=Timing.SEQUENCE)
+    model = replace(SAS, full_softmax=0, popular=60, uniform=60, batch=20)
+    task = model.task(log, seed=0)
+    rng = np.random.default_rng(0)
+    steps, found, told = task.begin(0, rng), [], []
+    for step in range(steps):
+        batch = {name: t.numpy() for name, t in task.batch(step, rng, rank=0, ranks=1).items()}
+        found.append((batch["own"] >= 0).mean())
+        told.append(np.exp(batch["log_expected"]).mean())
+    assert abs(np.mean(found) - np.mean(told)) < 0.04  # .18 is told
