@@ -23,6 +23,7 @@ from recsys.models.retrieval import Fitted
 
 THREADS = 2  # of either side
 JUDGED_USERS = 10_000  # that a curve is judged on
+METRIC_NAMES = {"recall": "Recall", "ndcg": "NDCG"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Curve:
     what: str
     epochs: list[float]
     seconds: list[float]
-    recall: list[float]
+    quality: list[float]
 
     @property
     def epoch_seconds(self) -> float:
@@ -54,23 +55,23 @@ class Curve:
             return self.seconds[0] / self.epochs[0]
         return (self.seconds[-1] - self.seconds[0]) / (self.epochs[-1] - self.epochs[0])
 
-    def seconds_to(self, recall: float) -> float:
+    def seconds_to(self, quality: float) -> float:
         """Until it was reached for the first time; NaN = never."""
-        reached = np.flatnonzero(np.array(self.recall) >= recall)
+        reached = np.flatnonzero(np.array(self.quality) >= quality)
         if not len(reached):
             return float("nan")
         at = int(reached[0])
         if at == 0:
             return self.seconds[0]
-        share = (recall - self.recall[at - 1]) / (self.recall[at] - self.recall[at - 1])
+        share = (quality - self.quality[at - 1]) / (self.quality[at] - self.quality[at - 1])
         return self.seconds[at - 1] + share * (self.seconds[at] - self.seconds[at - 1])
 
 
 class Bench:
-    """The problem, and the rows and ratios that have been found so far."""
+    """The problem, and the rows and ratios that have been found so far; `metric` is what a curve is of."""
 
-    def __init__(self, problem: Problem, folder: Path) -> None:
-        self.problem, self.folder = problem, folder
+    def __init__(self, problem: Problem, folder: Path, *, metric: str = "recall", at: int = 20) -> None:
+        self.problem, self.folder, self.metric, self.at = problem, folder, metric, at
         rows = np.sort(np.random.default_rng(0).permutation(len(problem.test))[:JUDGED_USERS])
         self.judged = problem.test.take(rows)
         self.rows: list[dict[str, Any]] = []
@@ -84,9 +85,14 @@ class Bench:
             items=problem.train.items,
         )
 
-    def recall(self, fitted: Fitted | Product) -> float:
-        ranked = rank_all(fitted, self.judged, items=self.problem.train.items, depth=20)  # type: ignore[arg-type]
-        return float(np.nanmean(measure(ranked, self.judged, metrics=("recall",), at=(20,))["recall@20"]))
+    @property
+    def quality(self) -> str:
+        return f"{METRIC_NAMES[self.metric]}@{self.at}"
+
+    def judge(self, fitted: Fitted | Product) -> float:
+        ranked = rank_all(fitted, self.judged, items=self.problem.train.items, depth=self.at)  # type: ignore[arg-type]
+        found = measure(ranked, self.judged, metrics=(self.metric,), at=(self.at,))
+        return float(np.nanmean(found[f"{self.metric}@{self.at}"]))
 
     def ours(self, what: str, course: Iterator[Callable[[], Fitted | Product]], keep: Sequence[int]) -> Curve:
         """`course` does an epoch each time it is asked, and gives what makes the model of then."""
@@ -130,24 +136,26 @@ class Bench:
     def note(self, curve: Curve, epoch: float, seconds: float, model: Fitted | Product) -> None:
         curve.epochs.append(epoch)
         curve.seconds.append(seconds)
-        curve.recall.append(self.recall(model))
-        print(f"{curve.what}: epoch {epoch}, {seconds:.1f} s, Recall@20 {curve.recall[-1]:.4f}", flush=True)
+        curve.quality.append(self.judge(model))
+        told = f"{self.quality} {curve.quality[-1]:.4f}"
+        print(f"{curve.what}: epoch {epoch}, {seconds:.1f} s, {told}", flush=True)
 
     def compare(self, name: str, ours: Curve, *peers: tuple[str, Curve]) -> None:
         """Rows of all and ratios to each; the equal quality is of each pair."""
         self._row(ours, f"{ours.epochs[-1]:.1f} epochs in all")
         for peer, theirs in peers:
-            equal = min(max(ours.recall), max(theirs.recall))
+            equal = min(max(ours.quality), max(theirs.quality))
             mine, other = ours.seconds_to(equal), theirs.seconds_to(equal)
-            self._row(theirs, f"Recall@20 of {equal:.4f} after {other:.1f} s, ours after {mine:.1f} s")
+            self._row(theirs, f"{self.quality} of {equal:.4f} after {other:.1f} s, ours after {mine:.1f} s")
             self.ratios[f"{name}_epoch_vs_{peer}"] = theirs.epoch_seconds / ours.epoch_seconds
             self.ratios[f"{name}_quality_vs_{peer}"] = other / mine
 
     def _row(self, curve: Curve, note: str) -> None:
+        best = int(np.argmax(curve.quality))
         self.add(
             curve.what + ", an epoch",
             curve.epoch_seconds,
-            f"{max(curve.recall):.4f} after {curve.epochs[int(np.argmax(curve.recall))]:.1f} epochs; {note}",
+            f"{max(curve.quality):.4f} after {curve.epochs[best]:.1f} epochs; {note}",
         )
 
     def add(self, what: str, seconds: float, note: str = "") -> None:

@@ -170,8 +170,8 @@ def test_settings_that_cannot_work_are_refused(wrong):
 
 
 def test_what_a_history_holds_is_no_more_often_a_negative_than_is_told():
-    """Targets of the same batch were negatives: the rest of a session was there for certain, and told as rare,
-    so that what goes together was pushed apart."""
+    """Targets of the same batch were negatives: the rest of a session was there for certain, and told as
+    rare, so that what goes together was pushed apart."""
     user = np.repeat(np.arange(300), 2)
     log = interactions_from_pairs(user, np.arange(600), users=300, items=600, timing=Timing.SEQUENCE)
     model = replace(SAS, full_softmax=0, popular=60, uniform=60, batch=20)
