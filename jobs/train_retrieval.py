@@ -32,6 +32,7 @@ from recsys.models.retrieval import Fitted, check_capacity
 from recsys.settings import Settings, model_of
 from recsys.training.distributed import fit_parallel, train_two_tower_parallel
 from recsys.training.factorization import fit_ials
+from recsys.training.sequence_model import SequenceModel
 from recsys.training.snapshot import fit_snapshot
 from recsys.training.stored import load_fitted, save_fitted
 from recsys.training.tracking import track_run
@@ -66,7 +67,9 @@ def _fit(
 ) -> Fitted:
     """On all workers where the model can be spread, else in this process."""
     seed, workers = workspace.settings.seed, workspace.settings.training.workers
-    if isinstance(model, TwoTowerModel):
+    if start and not isinstance(model, TwoTowerModel):
+        raise SettingsError(f"--start: only two_tower goes on from an earlier fit, {name} begins anew")
+    if isinstance(model, TwoTowerModel | SequenceModel):
         return fit_parallel(
             model,
             data,
@@ -76,8 +79,6 @@ def _fit(
             name=name,
             start=load_fitted(Path(start)).arrays() if start else None,
         )
-    if start:
-        raise SettingsError(f"--start: only two_tower goes on from an earlier fit, {name} begins anew")
     if isinstance(model, Ials):
         return fit_ials(model, data, seed=seed, workers=workers, progress=progress)
     fitted: Fitted = model.fit(data, seed=seed, progress=progress)

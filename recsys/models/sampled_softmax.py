@@ -20,7 +20,7 @@ def softmax_loss(
     `users` [P, d] and the vectors of their `target` [P, d] and of a `pool` [N, d] of items, each of which
     stands for as many as `log_expected` [N], the log of how often it was to be expected there, says.
     `own` int64 [P] is where the target stands in the pool, in which it counts as the target alone; -1 =
-    nowhere.
+    nowhere. Without any weight it is 0.
     """
     found: Tensor = _SoftmaxLoss.apply(users, target, pool, log_expected, own, weight)
     return found
@@ -42,7 +42,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         context, users, target, pool, log_expected, own, weight
     ):
         users, target, pool = users.float(), target.float(), pool.float()
-        share = weight / weight.sum()
+        share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         of_users, of_pool = torch.empty_like(users), torch.zeros_like(pool)
         positive = (users * target).sum(1)
         log_total = torch.empty_like(positive)

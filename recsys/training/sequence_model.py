@@ -142,8 +142,11 @@ class SequenceTask:
         return len(self.batches)
 
     def batch(self, step: int, rng: np.random.Generator, *, rank: int, ranks: int) -> dict[str, torch.Tensor]:
-        picked = self.batches[step][rank::ranks]
+        whole = self.batches[step]
+        share = whole[rank::ranks]
+        picked = share if len(share) else whole[:1]  # a rank without a share learns nothing, but takes part
         weight = self.weight[ragged_index(self.pieces.offsets[picked], self.pieces.counts[picked])]
+        weight = weight * np.float32(len(share) > 0)
         histories = self.pieces.take(picked)
         target = histories.item
         pool = self._pool(rng)

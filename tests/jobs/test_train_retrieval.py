@@ -46,6 +46,11 @@ def test_a_two_tower_is_spread_stored_tracked_and_gone_on_from(settings: Setting
     assert not list((settings.folder / "training").glob("*")), "a finished run leaves no checkpoint"
 
 
+def test_a_sequence_model_is_spread_and_stored(settings: Settings) -> None:
+    figures = run(settings, model="sasrec dimensions=16 window=10 passes=2")
+    assert load_fitted(Path(figures["stored"])).arrays()["items"].shape == (ITEMS, 16)
+
+
 def test_ials_is_spread_and_others_are_fitted_here(settings: Settings) -> None:
     for model in ("ials factors=8", "ease"):
         figures = run(settings, model=model)
@@ -56,6 +61,8 @@ def test_ials_is_spread_and_others_are_fitted_here(settings: Settings) -> None:
 def test_what_cannot_be_done_is_said(settings: Settings, monkeypatch) -> None:
     with pytest.raises(SettingsError, match="only two_tower goes on"):
         run(settings, model="ease", start="some.npz")
+    with pytest.raises(SettingsError, match="only two_tower goes on"):
+        run(settings, model="sasrec", start="some.npz")
     with pytest.raises(SettingsError, match="--start needs a --model"):
         run(settings, start="some.npz")
     with pytest.raises(SettingsError, match="no model 'teo_tower'; did you mean 'two_tower'"):

@@ -183,3 +183,15 @@ def test_what_a_history_holds_is_no_more_often_a_negative_than_is_told():
         found.append((batch["own"] >= 0).mean())
         told.append(np.exp(batch["log_expected"]).mean())
     assert abs(np.mean(found) - np.mean(told)) < 0.04  # .18 is told
+
+
+@MODELS
+def test_a_rank_without_a_share_of_a_batch_takes_part_and_changes_nothing(model):
+    log = circles(users=3, length=30)
+    task = replace(model, window=30, batch=1).task(log, seed=0)
+    rng = np.random.default_rng(0)
+    task.begin(0, rng)
+    loss = task.module(**task.batch(0, rng, rank=1, ranks=2))
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or (p.grad == 0).all() for p in task.module.parameters())
