@@ -5,6 +5,7 @@ three digits, so that they can be read, told and typed. Which settings matter, a
 default each may go, stands in each model's `space`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,3 +46,8 @@ Space = Mapping[str, Choice | Uniform | LogUniform]
 
 def draw(space: Space, rng: np.random.Generator) -> dict[str, Any]:
     return {name: values.draw(rng) for name, values in space.items()}
+
+
+def text_of(settings: Mapping[str, Any]) -> str:
+    """As they are written behind a model's name: "factors=64 content=false"."""
+    return " ".join(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items())
