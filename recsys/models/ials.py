@@ -111,8 +111,8 @@ class Ials:
     explicit: ClassVar[bool] = False
     space: ClassVar[Space] = {
         "factors": Choice((32, 64, 128, 256, 512)),
-        "regularization": LogUniform(0.0003, 0.03),
-        "unobserved_weight": LogUniform(0.003, 0.5),
+        "regularization": LogUniform(0.001, 0.05),
+        "unobserved_weight": LogUniform(0.01, 0.5),
         "exponent": Uniform(0.5, 1),
     }
 
