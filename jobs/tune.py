@@ -4,9 +4,9 @@
     python -m jobs.tune --model "ials factors=128" --format atomic --path ../shared/data/ml-100k
 
 On the work directory's log as `jobs.train_retrieval --model` reads it, or on data as `recsys evaluate`
-takes them: one event of each of at most 2,000 users is held out, of a later time where the test part is
-later. Settings that are given stay. What the trials find is kept in `tuning/<name>` of the work directory,
-each also as a run in MLflow: started again, with more trials or minutes too, it goes on.
+takes them. What at most 2,000 users are asked is held out of the training part, as the test will ask it.
+Settings that are given stay. What the trials find is kept in `tuning/<name>` of the work directory, each
+also as a run in MLflow: started again, with more trials or minutes too, it goes on.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
 from recsys.datasets.event_log import read_event_log
-from recsys.datasets.formats import FORMATS, read_problems
+from recsys.datasets.formats import read_problems
 from recsys.datasets.splits import temporal_split
 from recsys.errors import SettingsError
 from recsys.interactions import Interactions
-from recsys.models.held_out import later_slice, validation_slice
+from recsys.memory import free_mb
+from recsys.models.held_out import USERS, asked_slice
 from recsys.models.search_space import text_of
-from recsys.monitoring.memory import free_mb
 from recsys.settings import Settings, model_of
 from recsys.training.search import NINTHS, Search, Trial
 from recsys.training.tracking import track_run
@@ -43,9 +43,8 @@ def run(
         raise SettingsError("give --model, the name of one: 'ease'")
     defaults, given = model_of(model), {setting.partition("=")[0] for setting in model.split()[1:]}
     space = {key: values for key, values in defaults.space.items() if key not in given}
-    data, later = _training_part(settings, format, path)
-    rest, judged = (later_slice if later else validation_slice)(data, seed=settings.seed)
-    search = Search(defaults, space, rest, judged, settings.seed)
+    rest, held_out = asked_slice(_training_part(settings, format, path), most=USERS, seed=settings.seed)
+    search = Search(defaults, space, rest, held_out, settings.seed)
     name = name or model.split()[0]
 
     def ended(trial: Trial, count: int) -> None:
@@ -69,16 +68,15 @@ def run(
     }
 
 
-def _training_part(settings: Settings, format: str, path: str) -> tuple[Interactions, bool]:
-    """What may be seen, and whether the test part is of a later time."""
+def _training_part(settings: Settings, format: str, path: str) -> Interactions:
     if bool(format) != bool(path):
         raise SettingsError("--format and --path go together: give both, or neither for the work directory")
     if path:
         (problem,) = read_problems(format, Path(path), seed=settings.seed)
-        return problem.train, FORMATS[format].split == "temporal"
+        return problem.train
     workspace = Workspace(settings)
     log = read_event_log(workspace.folder)
-    return temporal_split(log, moment=workspace.windows.held_out).train, True
+    return temporal_split(log, moment=workspace.windows.held_out).train
 
 
 def _track(settings: Settings, search: Search, trial: Trial, *, name: str, model: str) -> None:

@@ -95,7 +95,8 @@ def _check(search: Search, trials: int, minutes: float) -> None:
     if trials < 1 or not minutes > 0:
         raise SettingsError(f"trials = {trials}, minutes = {minutes:g}: give 1 or more, and more than 0")
     if not search.space:
-        raise SettingsError("all settings that could be tuned are given: leave out one of them")
+        name = type(search.model).__name__
+        raise SettingsError(f"{name} has no setting left to tune: give fewer, or choose another model")
     if not len(search.data) or not len(search.held_out):
         raise DataError("the log is too short to hold anything out of it: give more data")
 

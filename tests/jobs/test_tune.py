@@ -70,7 +70,7 @@ def test_what_cannot_be_done_is_said(settings: Settings, tmp_path: Path) -> None
     for given, text in (
         ({}, "give --model"),
         ({"model": "teo_tower"}, "did you mean 'two_tower'"),
-        ({"model": "ease regularization=3"}, "leave out one of them"),
+        ({"model": "ease regularization=3"}, "Ease has no setting left to tune"),
         ({"model": "ease", "path": "p"}, "--format and --path go together"),
         ({"model": "ease", "trials": 0}, "trials = 0"),
     ):

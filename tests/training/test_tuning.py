@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from recsys.datasets.problem import Judged
 from recsys.errors import DataError, RecsysError, SettingsError, UnavailableError
 from recsys.interactions import Interactions, Timing
 from recsys.models.covisitation import Covisitation
 from recsys.models.ease import Ease
-from recsys.models.held_out import USERS, later_slice, validation_slice
+from recsys.models.held_out import validation_slice
 from recsys.models.search_space import Choice, Space
 from recsys.models.svd import Svd
 from recsys.models.threads import available_threads
@@ -198,25 +197,12 @@ def test_ratings_are_judged_by_their_error() -> None:
         search.quality(fitted, unrated)
 
 
-def test_a_later_slice_has_one_later_event_of_each_user() -> None:
-    log = log_of(*pairs(), Timing.CLOCK)
-    rest, judged = later_slice(log, seed=0)
-    assert isinstance(judged, Judged)
-    assert 0 < len(judged) <= USERS
-    assert (judged.target_counts == 1).all()
-    assert len(judged.target) == len(judged.value) == len(judged)
-    cut = rest.histories.time.max()
-    later = log.where(log.histories.time > cut)
-    taken = set(zip(later.histories.request.tolist(), later.histories.item.tolist(), strict=True))
-    assert set(zip(judged.queries.user.tolist(), judged.target.tolist(), strict=True)) <= taken
-
-
 @pytest.mark.parametrize(
     ("changes", "given", "error", "text"),
     [
         ({}, {"trials": 0}, SettingsError, "trials = 0"),
         ({}, {"minutes": 0}, SettingsError, "minutes = 0"),
-        ({"space": {}}, {}, SettingsError, "leave out one of them"),
+        ({"space": {}}, {}, SettingsError, "no setting left to tune"),
         ({"empty": True}, {}, DataError, "give more data"),
     ],
 )
