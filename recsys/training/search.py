@@ -57,6 +57,7 @@ class Search:
         return self.data.where(among[self.data.histories.request]), replace(self.held_out, queries=queries)
 
     def quality(self, fitted: Fitted, judged: Judged) -> float:
+        """The metric. Raises DataError for RMSE where no value (rating) is known."""
         if not self.model.explicit:
             return held_out_ndcg(fitted.score, judged, items=self.data.items)
         rated = judged.take(np.flatnonzero(~np.isnan(judged.value)))

@@ -32,11 +32,11 @@ from recsys.training.search import NINTHS, Search, Trial
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a table whatever the verbosity
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files for TensorBoard
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C looks like a search that ended
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are in the journal
     "TUNE_WARN_THRESHOLD_S": "60",  # the first run in MLflow takes seconds
 }
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_trials(
@@ -49,8 +49,9 @@ def run_trials(
     ended: Callable[[Trial, int], None] = lambda trial, count: None,
 ) -> list[Trial]:
     """All trials that ended, until there are `trials` or, counted from now, `minutes` are over; those of
-    earlier starts are in `folder`. As many run at once as there are CPUs, and room in `memory_mb` for what
-    the model says that it needs; each has its part of both. `ended` is told of each, and how many that makes.
+    earlier starts are in `folder`. On a node as many run at once as it has CPUs, and room in `memory_mb` for
+    what the model says that it needs; each has its part of both. Nodes are taken to be like the smallest.
+    `ended` is told of each trial, and how many that makes.
 
     Raises SettingsError where there is nothing to search, or `folder` is of another search; what `ended`
     raises ends the run, and its trial is run again at the next start.
@@ -60,13 +61,13 @@ def run_trials(
     waiting = [number for number in range(trials) if number not in {trial.number for trial in journal.trials}]
     if not waiting:
         return journal.trials
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+    cpus, gpus = (min(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     room = memory_mb / search.model.estimate(search.data).memory_mb
     at_once = int(max(1, min(room, cpus, len(waiting))))
-    resources: dict[str, float] = {"CPU": cpus // at_once}
-    if gpus := ray.cluster_resources().get("GPU", 0):
-        resources["GPU"] = min(1, gpus / at_once)
-    fit = tune.with_parameters(_Fit, search=search, memory_mb=memory_mb / at_once, threads=cpus // at_once)
+    threads = int(cpus) // at_once
+    resources = {"CPU": float(threads)} | ({"GPU": min(1.0, gpus / at_once)} if gpus else {})
+    fit = tune.with_parameters(_Fit, search=search, memory_mb=memory_mb / at_once, threads=threads)
     told = _Told(search, journal, ended)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(folder / "tune", ignore_errors=True)
@@ -154,7 +155,7 @@ class _Fit(tune.Trainable):
         self.search, self.memory_mb, self.number = search, memory_mb, config["number"]
         self.values: list[float] = []
         # For what is not loaded yet, and for what is.
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        os.environ |= dict.fromkeys(_THREADS, str(threads))
         threadpool_limits(threads)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -35,20 +35,20 @@ def settings(ray_cluster: None, tmp_path_factory) -> Settings:
 def test_what_is_given_stays_and_each_trial_is_a_run(settings: Settings) -> None:
     told: list[str] = []
     model = "covisitation window=3 neighbors=1"
-    figures = run(settings, model=model, trials=4, progress=lambda share, text: told.append(text))
-    assert figures["trials"] == 4
+    figures = run(settings, model=model, trials=3, progress=lambda share, text: told.append(text))
+    assert figures["trials"] == 3
     assert figures["ndcg@20"] >= figures["defaults"]
     found = model_of(figures["model"])
     assert (found.window, found.neighbors) == (3, 1)
-    assert len(told) == 4
+    assert len(told) == 3
     assert all("window" not in text and "ndcg@20 0." in text for text in told)
     client = MlflowClient(tracking_uri=settings.registry_uri)
     runs = client.search_runs([client.get_experiment_by_name("recsys-tuning").experiment_id])
-    assert {one.info.run_name for one in runs} == {f"covisitation {n}" for n in range(4)}
+    assert {one.info.run_name for one in runs} == {f"covisitation {n}" for n in range(3)}
     (first,) = [one for one in runs if one.info.run_name == "covisitation 0"]
     assert first.data.params["model"] == model
     assert first.data.metrics["ndcg_at_20 at 9 of 9"] == pytest.approx(figures["defaults"])
-    assert run(settings, model=model, trials=4) == figures  # nothing is run again
+    assert run(settings, model=model, trials=3) == figures  # nothing is run again
     with pytest.raises(SettingsError, match="another name, or delete the folder"):
         run(settings, model="covisitation window=3", trials=4)
 
