@@ -22,6 +22,7 @@ from recsys.memory import free_mb
 from recsys.models.blend import DEPTH, FittedBlend
 from recsys.models.held_out import asked_slice
 from recsys.models.retrieval import Estimate, Fitted, Progress, check_settings, silent
+from recsys.models.search_space import Space
 from recsys.training.blend import Weights, choose_weights, lists_of, ndcg_of
 from recsys.training.retrieval_models import model_class
 
@@ -55,6 +56,7 @@ class Auto:
     """The model, or blend, that is best on a slice of the training part."""
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {}  # it is a search itself
 
     budget_minutes: float = 40.0  # of all trainings
     memory_gb: float | None = None  # None = what is free

@@ -17,6 +17,7 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries, Timing
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, truncate_sparse
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sparse_scores import history_matrix
 from recsys.types import DAY, Histories
 
@@ -64,6 +65,13 @@ class Covisitation:
     neighbors: int = 500
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "window": Choice((1, 2, 5, 10, 20, 50)),
+        "backward": Uniform(0, 1),
+        "damping": Uniform(0, 0.8),
+        "shrinkage": LogUniform(0.5, 100),
+        "next_older": Uniform(0.2, 1),
+    }
 
     def __post_init__(self) -> None:
         check_settings(

@@ -15,6 +15,7 @@ from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, taken_matrix, truncate
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.search_space import LogUniform, Space
 
 _BLOCK = 512  # rows of the Gram matrix that are dense at once
 LAPACK_ITEMS = 30_000  # spotrf of OpenBLAS ends the process at 33,000 rows, whose bytes 32 bits don't count
@@ -50,6 +51,7 @@ class Ease:
     neighbors: int = 200  # k of the exported table; see `ease` for what the cut costs
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {"regularization": LogUniform(1, 3000)}
 
     def __post_init__(self) -> None:
         check_settings(self, counts=("neighbors",), not_negative=("regularization",))

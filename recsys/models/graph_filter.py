@@ -16,6 +16,7 @@ from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sparse_products import CHUNK, product
 from recsys.models.spectral import EXTRA, ROUNDS, singular_vectors
 
@@ -93,6 +94,12 @@ class GraphFilter:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "user_exponent": Uniform(0.3, 1),
+        "item_exponent": Uniform(0.2, 0.6),
+        "sharpen": Uniform(0, 3),
+        "low_pass": LogUniform(0.01, 1),
+    }
 
     def __post_init__(self) -> None:
         check_settings(
@@ -154,6 +161,8 @@ class GfCf(GraphFilter):
     low_pass: float = 0.3
     factors: int | None = 256
 
+    space: ClassVar[Space] = {"factors": Choice((32, 64, 128, 256, 512)), "low_pass": LogUniform(0.03, 3)}
+
 
 @dataclass(frozen=True, slots=True)
 class Bspm(GraphFilter):
@@ -167,6 +176,12 @@ class Bspm(GraphFilter):
     low_pass: float = 0.3
     factors: int | None = 448
     sharpen_low_pass: bool = True
+
+    space: ClassVar[Space] = {
+        "factors": Choice((64, 128, 256, 448, 768)),
+        "sharpen": Uniform(0.5, 4),
+        "low_pass": LogUniform(0.03, 3),
+    }
 
 
 def _sharpened(rows: np.ndarray, graph: sparse.csr_array, series: np.ndarray) -> np.ndarray:

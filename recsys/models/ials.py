@@ -17,6 +17,7 @@ from scipy import sparse
 from recsys.interactions import Interactions, Queries
 from recsys.models.held_out import held_out_ndcg, validation_slice
 from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sparse_scores import history_matrix
 from recsys.models.weighted_ridge import Side, row_work, solve_rows
 
@@ -108,6 +109,12 @@ class Ials:
     epochs: int = 6
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "factors": Choice((32, 64, 128, 256, 512)),
+        "regularization": LogUniform(0.001, 0.05),
+        "unobserved_weight": LogUniform(0.01, 0.5),
+        "exponent": Uniform(0.5, 1),
+    }
 
     def __post_init__(self) -> None:
         check_settings(

@@ -16,6 +16,7 @@ from recsys.interactions import Interactions, Queries
 from recsys.models.ease import dense_estimate, gram_of, inverse
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.search_space import LogUniform, Space, Uniform
 from recsys.models.sparse_products import CHUNK, product
 
 _BLOCK = 512
@@ -82,6 +83,11 @@ class NormalizedEase:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "regularization": LogUniform(1, 100),
+        "user_exponent": Uniform(0, 1),
+        "item_exponent": Uniform(0, 0.6),
+    }
 
     def __post_init__(self) -> None:
         check_settings(

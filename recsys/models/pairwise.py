@@ -17,6 +17,7 @@ from recsys.models.fold_in import FoldIn
 from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
 from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ class Pairwise:
     content: bool = True  # an item is its tokens, too
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "factors": Choice((32, 64, 128, 256)),
+        "learning_rate": LogUniform(0.01, 0.3),
+        "regularization": LogUniform(0.001, 0.2),
+    }
     loss: ClassVar[int]
     cost: ClassVar[float]  # pairs that a step looks at
 

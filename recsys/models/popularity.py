@@ -14,6 +14,7 @@ import numpy as np
 
 from recsys.interactions import Interactions, Queries, Timing, Tokens
 from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space
 from recsys.models.sparse_scores import Proposals
 from recsys.types import DAY, offsets_of, ragged_index
 
@@ -79,6 +80,7 @@ class Popularity:
     segments: bool = True  # by attributes of users, where there are any
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {"half_life_days": LogUniform(1, 1000), "segments": Choice((True, False))}
 
     def __post_init__(self) -> None:
         check_settings(self, endless=("half_life_days",))

@@ -26,6 +26,7 @@ import numpy as np
 from recsys.errors import CapacityError, SettingsError
 from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable
+from recsys.models.search_space import Space
 
 Arrays = Mapping[str, np.ndarray]
 # (share done in 0 .. 1, what is being done)
@@ -93,6 +94,7 @@ class Fitted(Protocol):
 
 class RetrievalModel(Protocol):
     explicit: ClassVar[bool]  # predicts values (ratings); then its `Fitted` has `predict`, too
+    space: ClassVar[Space]  # what tuning may try
 
     def estimate(self, data: Interactions) -> Estimate: ...
 

@@ -19,6 +19,7 @@ from recsys.interactions import Interactions, Queries
 from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.normalized_ease import damping
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.threads import available_threads
 
 _BATCH_MB = 64.0  # of small Gram matrices that are solved at once, for each thread
@@ -66,6 +67,12 @@ class SparseEase:
     neighbors: int = 200  # k of the exported table
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "neighborhood": Choice((50, 100, 200, 400)),
+        "regularization": LogUniform(1, 100),
+        "user_exponent": Uniform(0, 1),
+        "item_exponent": Uniform(0, 0.6),
+    }
 
     def __post_init__(self) -> None:
         check_settings(

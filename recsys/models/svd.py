@@ -16,6 +16,7 @@ from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
 from recsys.models.gibbs import Prior, Values, sample_rows
 from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
+from recsys.models.search_space import Choice, Space
 from recsys.types import Histories
 
 
@@ -96,6 +97,7 @@ class Svd:
     thinning: int = 2  # one in so many is kept: neighbors are alike
 
     explicit: ClassVar[bool] = True
+    space: ClassVar[Space] = {"factors": Choice((4, 8, 16, 32, 64))}
 
     def __post_init__(self) -> None:
         check_settings(self, counts=("samples", "thinning"), not_negative=("factors", "warmup"))

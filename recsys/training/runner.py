@@ -6,13 +6,9 @@ or xgboost: it runs on every rank and yields snapshots (name -> array). Each is 
 a loop that is started anew gets those saved before it as `done`. The caller has called `ray.init`.
 """
 
-import hashlib
 import logging
-import os
-import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow.fs
 import ray
-import ray.cloudpickle
 import ray.exceptions
 import xgboost
 from ray import train
@@ -33,6 +28,7 @@ from torch import distributed
 
 from recsys.errors import RecsysError, UnavailableError
 from recsys.models.ranker import RankingRows
+from recsys.training.driver import environment, fingerprint
 from recsys.training.loop import RESUME
 from recsys.types import offsets_of
 
@@ -133,9 +129,9 @@ def _fit(
     cpus = ray.cluster_resources().get("CPU", 0)
     if len(_nodes()) == 1 and cpus < workers:
         raise UnavailableError(f"training {name!r} needs {workers} CPUs, Ray has {cpus:g}; set fewer workers")
-    folder = f"{name}-{_fingerprint(data)}"
+    folder = f"{name}-{fingerprint(data)}"
     references = {key: ray.put(value) for key, value in data.items()}
-    with _train_environment():
+    with environment(_train_variables()):
         run = trainer(
             _on_worker,
             train_loop_config={"loop": loop, "data": references},
@@ -164,15 +160,6 @@ def _fit(
     filesystem, path = pyarrow.fs.FileSystem.from_uri(storage)
     filesystem.delete_dir(f"{path}/{folder}")
     return snapshots
-
-
-def _fingerprint(data: Mapping[str, Any]) -> str:
-    """Of all that a loop is given: what was begun with other data or settings is not gone on with."""
-    buffers: list[pickle.PickleBuffer] = []
-    digest = hashlib.sha256(ray.cloudpickle.dumps(dict(data), protocol=5, buffer_callback=buffers.append))
-    for buffer in buffers:
-        digest.update(buffer.raw())
-    return digest.hexdigest()[:12]
 
 
 def _on_worker(config: Mapping[str, Any]) -> None:
@@ -228,19 +215,11 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-@contextmanager
-def _train_environment() -> Iterator[None]:
-    """Ray Train takes these from the driver's environment only; what is set there already stays."""
+def _train_variables() -> dict[str, str]:
     wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _POLL_SECONDS}
     if len(_nodes()) == 1:  # nothing to move to when the only node goes
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    added = {key: value for key, value in wanted.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
+    return wanted
 
 
 def _in_our_words(error: BaseException, *, name: str, workers: int) -> RecsysError:

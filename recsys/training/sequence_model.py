@@ -16,6 +16,7 @@ from recsys.datasets.problem import Judged
 from recsys.interactions import Asked, Interactions, Timing
 from recsys.models.held_out import held_out_ndcg, spared_slice
 from recsys.models.retrieval import Estimate, Progress, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sequence.encoder import SequenceEncoder, padded
 from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
 from recsys.models.sequence.settings import SequenceSettings
@@ -30,6 +31,13 @@ class SequenceModel(SequenceSettings):
     """The settings of a sequence model, and of its fit."""
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "dimensions": Choice((32, 64, 128, 256)),
+        "layers": Choice((1, 2, 3)),
+        "dropout": Uniform(0.1, 0.6),
+        "event_dropout": Uniform(0, 0.5),
+        "learning_rate": LogUniform(0.0003, 0.005),
+    }
     module: ClassVar[type[SequenceModule]]
 
     batch: int = 2048  # events of a step

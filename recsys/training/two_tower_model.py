@@ -17,6 +17,7 @@ from recsys.hashing import stable_hashes
 from recsys.interactions import Interactions, Timing
 from recsys.models.fitted_two_tower import FittedTwoTower, KnownUsers, attributes_of
 from recsys.models.retrieval import Arrays, Estimate, Progress, check_settings, silent
+from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.spectral import item_factors
 from recsys.models.two_tower import TwoTower, array_of, folded
 from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
@@ -34,6 +35,13 @@ class TwoTowerModel(TwoTowerSettings):
     """The settings of the towers, and of their fit."""
 
     explicit: ClassVar[bool] = False
+    space: ClassVar[Space] = {
+        "dimensions": Choice((64, 128, 256)),
+        "temperature": LogUniform(0.03, 0.3),
+        "popularity": Uniform(0, 0.8),
+        "id_dropout": Uniform(0, 0.3),
+        "learning_rate": LogUniform(0.001, 0.02),
+    }
 
     dimensions: int = 256
     attention: bool = False

@@ -14,8 +14,8 @@ from torch import distributed
 from recsys.interactions import Interactions
 from recsys.models.fitted_two_tower import FittedTwoTower
 from recsys.training.distributed import _epochs, fit_parallel
+from recsys.training.driver import fingerprint
 from recsys.training.loop import best_of, restore
-from recsys.training.runner import _fingerprint
 from recsys.training.two_tower_model import TwoTowerModel
 from tests.contracts.retrieval_model import log_of, pairs
 
@@ -97,9 +97,9 @@ def test_only_the_same_arguments_go_on_where_a_lost_driver_was() -> None:
         {"start": {"items": np.zeros(3)}},
         {"start": {"items": np.zeros((3, 1))}},
     ]
-    digests = [_fingerprint(given | other) for other in [{}, *others]]
+    digests = [fingerprint(given | other) for other in [{}, *others]]
     assert len(set(digests)) == len(digests)
-    assert _fingerprint(given | {"interactions": log_of(*pairs())}) == digests[0]
+    assert fingerprint(given | {"interactions": log_of(*pairs())}) == digests[0]
 
 
 def test_a_fit_whose_worker_is_killed_ends_as_one_that_was_not(ray_cluster: None, tmp_path: Path) -> None:
