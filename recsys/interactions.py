@@ -25,7 +25,8 @@ class Asked(Enum):
     """What queries will want to know."""
 
     NEXT = "next"  # what somebody takes after all that is known of them
-    MISSING = "missing"  # what else somebody took, whenever
+    MISSING = "missing"  # a random part of what somebody took
+    OTHER = "other"  # other things that somebody took; nobody says how they were set apart
     SESSION = "session"  # what comes next in a session: users are sessions, and whoever asks is a stranger
 
 
@@ -143,5 +144,5 @@ def interactions_from_pairs(
         order=np.arange(len(user), dtype=np.int64),
     )
     ids = np.arange(users).astype(str).astype(object)
-    asked = Asked.MISSING if timing is Timing.NONE else Asked.NEXT
+    asked = Asked.OTHER if timing is Timing.NONE else Asked.NEXT
     return Interactions(ids, histories, items, timing=timing, asked=asked)

@@ -96,6 +96,7 @@ _WHY_ORDER = {
     Asked.SESSION: "users are sessions: what was done a moment ago is all that is known",
     Asked.NEXT: "what comes next is asked for, and the log has an order",
     Asked.MISSING: "what was done a moment ago shall count",
+    Asked.OTHER: "what was done a moment ago shall count",
 }
 
 

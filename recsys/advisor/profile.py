@@ -29,7 +29,7 @@ class Profile:
     @property
     def ordered(self) -> bool:
         """What comes next is asked for, and the log has an order that could tell."""
-        return self.timing is not Timing.NONE and self.asked is not Asked.MISSING
+        return self.timing is not Timing.NONE and self.asked in (Asked.NEXT, Asked.SESSION)
 
 
 def profile(data: Interactions) -> Profile:

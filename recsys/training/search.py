@@ -1,7 +1,7 @@
 """A search for better settings of a retrieval model: what a trial is fitted on, by what it is judged.
 
 Decides that a trial is fitted on a ninth, a third and then all of the training users and judged on the same
-held-out events each time, by NDCG@20, or by the RMSE of what predicts ratings; that trial 0 has the
+held-out events each time, by NDCG@10, or by the RMSE of what predicts ratings; that trial 0 has the
 model's own settings, so that there is something to compare with; and that only trials on all users can
 win. The settings of trial n follow from the seed and n. Knows nothing of how trials are run.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from recsys.datasets.problem import Judged
 from recsys.errors import DataError, RecsysError
 from recsys.interactions import Interactions
-from recsys.models.held_out import held_out_ndcg
 from recsys.models.retrieval import Fitted, Predicts, RetrievalModel
 from recsys.models.search_space import Space, draw
+from recsys.training.blend import AT, lists_of, ndcg_of
 
 NINTHS = (1, 3, 9)  # of the training users, one after the other
 
@@ -29,12 +29,12 @@ class Search:
     model: RetrievalModel  # trial 0, and what the others have in common
     space: Space
     data: Interactions  # without what is held out
-    held_out: Judged  # one target each
+    held_out: Judged
     seed: int
 
     @property
     def metric(self) -> str:
-        return "rmse" if self.model.explicit else "ndcg@20"
+        return "rmse" if self.model.explicit else f"ndcg@{AT}"
 
     @property
     def mode(self) -> str:
@@ -59,12 +59,13 @@ class Search:
     def quality(self, fitted: Fitted, judged: Judged) -> float:
         """The metric. Raises DataError for RMSE where no value (rating) is known."""
         if not self.model.explicit:
-            return held_out_ndcg(fitted.score, judged, items=self.data.items)
-        rated = judged.take(np.flatnonzero(~np.isnan(judged.value)))
+            return ndcg_of(lists_of(fitted, judged, items=self.data.items), judged, items=self.data.items)
+        rated = np.flatnonzero(~np.isnan(judged.value))
         if not len(rated):
             raise DataError("no event held out has a value (rating): choose a model that needs none")
-        found = cast(Predicts, fitted).predict(rated.queries, rated.target)
-        return float(np.sqrt(np.mean((found.astype(np.float64) - rated.value) ** 2)))
+        asking = np.repeat(np.arange(len(judged)), judged.target_counts)[rated]
+        found = cast(Predicts, fitted).predict(judged.queries.take(asking), judged.target[rated])
+        return float(np.sqrt(np.mean((found.astype(np.float64) - judged.value[rated]) ** 2)))
 
     def best(self, trials: Sequence["Trial"]) -> "Trial":
         """Of those on all users. Raises RecsysError where there is none."""

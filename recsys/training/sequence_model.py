@@ -96,7 +96,7 @@ class SequenceModel(SequenceSettings):
         """What the loop trains. `start` must be None: every fit begins anew."""
         assert start is None
         data = data.teaching()
-        data, judged = spared_slice(data, seed=seed, newest=data.asked is not Asked.MISSING)
+        data, judged = spared_slice(data, seed=seed, newest=data.asked in (Asked.NEXT, Asked.SESSION))
         torch.manual_seed(seed)
         tokens = data.item_tokens if self.content else None
         module = self.module(items=data.items, tokens=tokens, settings=self)
