@@ -96,7 +96,7 @@ def two_tower(bench: Bench, *, quick: bool) -> None:
         picked = np.flatnonzero(examples.chance > 0)
         targets = len(examples.draw(picked, np.random.default_rng(0)).target) / len(picked)
         scale.append(task.steps * task.size * targets / len(data))
-        for _ in train(task, settings=model.loop(), seed=0):
+        for _ in train(task, settings=task.loop, seed=0):
             yield lambda: model.finish(task)
 
     ours = bench.ours("two-tower, ours", course(), range(1, model.epochs + 1))
@@ -114,7 +114,7 @@ def sequence(bench: Bench, model: SequenceModel, peer: str, *, quick: bool) -> N
     def course() -> Iterator[Callable[[], Fitted]]:
         task = model.task(bench.problem.train, seed=0)
         task.judged = task.judged.take(np.zeros(0, np.int64))  # validation is not in the time
-        for _ in train(task, settings=model.loop(), seed=0):
+        for _ in train(task, settings=task.loop, seed=0):
             yield lambda: model.finish(task)
 
     keep = (1, 2, 4, 6, 9, 12, 15, 18)

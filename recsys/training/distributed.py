@@ -66,16 +66,22 @@ def _two_tower_loop(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator
         }
 
 
+class FitTask(Task, Protocol):
+    """All that a fit is, but for the data's way to the workers."""
+
+    @property
+    def loop(self) -> LoopSettings: ...
+
+
 class TorchModel(Protocol):
     """A retrieval model that the loop trains: the two-tower, and sequential models."""
 
     def task(
         self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
-    ) -> Task:
+    ) -> "FitTask":
         """`start` are the arrays of an earlier fit; with `blank` the caller sets the module's parameters."""
         ...
 
-    def loop(self) -> LoopSettings: ...
     def finish(self, task: Any) -> Fitted:
         """What the module of `task` has become, as arrays."""
         ...
@@ -102,4 +108,4 @@ def fit_parallel(
 def _epochs(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator[Arrays]:
     model, seed = data["model"], data["seed"]
     task = model.task(data["interactions"], seed=seed, start=data["start"], blank=bool(done))
-    yield from train(task, settings=model.loop(), seed=seed, start=done[-1] if done else None)
+    yield from train(task, settings=task.loop, seed=seed, start=done[-1] if done else None)

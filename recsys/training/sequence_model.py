@@ -7,7 +7,7 @@ events that says which pass was best.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from recsys.models.two_tower_settings import Negatives
 from recsys.training.loop import Arrays, LoopSettings, train
 from recsys.training.negatives import Pool, draw_pool, whole_pool
 from recsys.types import Histories, ragged_index
+
+SMALL = 500_000  # events: fewer are learned by heart without much dropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class SequenceModel(SequenceSettings):
     batch: int = 2048  # events of a step
     passes: int | None = None  # over all events; None = `seen` events in all, in 6 to 60 passes
     seen: float = 3e6
-    learning_rate: float = 0.001
+    learning_rate: float | None = None  # None = .003 with cosines, .001 with inner products
     weight_decay: float = 0.0
     last_rate: float = 0.1
     warm_up: int = 200  # steps
@@ -66,9 +68,8 @@ class SequenceModel(SequenceSettings):
         pool = data.items if full else min(self.popular + self.uniform, data.items)
         rows = data.items + tokens * self.token_buckets
         events = self.batch * self.layers * (20 * d + 4 * self.heads * self.window)
-        memory = 4 * (10 * rows * d + 5 * self.batch * pool + 3 * events + 2 * 256 * data.items) + 100 * len(
-            data
-        )
+        tensors = 10 * rows * d + 5 * self.batch * pool + 3 * events + 2 * 256 * data.items
+        memory = 4 * tensors + 100 * len(data)
         step = 1.5e-8 * self.batch * pool * (1 + d / 64) / 4 + 4e-9 * rows * d + 3e-9 * events
         steps = self._passes(len(data)) * (1 + len(data) / self.batch)
         return Estimate(300 + memory / 1e6, 1 + steps * step)
@@ -77,18 +78,9 @@ class SequenceModel(SequenceSettings):
         """Events of weight 0 are left out; others weigh as targets. Raises DataError without an event."""
         task = self.task(data, seed=seed)
         tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
-        for _ in train(task, settings=self.loop(), seed=seed, progress=tell):
+        for _ in train(task, settings=task.loop, seed=seed, progress=tell):
             pass
         return self.finish(task)
-
-    def loop(self) -> LoopSettings:
-        return LoopSettings(
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            last_rate=self.last_rate,
-            warm_up=self.warm_up,
-            patience=self.patience,
-        )
 
     def task(
         self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
@@ -99,8 +91,24 @@ class SequenceModel(SequenceSettings):
         data, judged = spared_slice(data, seed=seed, newest=data.asked in (Asked.NEXT, Asked.SESSION))
         torch.manual_seed(seed)
         tokens = data.item_tokens if self.content else None
-        module = self.module(items=data.items, tokens=tokens, settings=self)
-        return SequenceTask(module, data, judged, self, epochs=self._passes(len(data)))
+        settings = self.settled(data)
+        module = self.module(items=data.items, tokens=tokens, settings=settings)
+        return SequenceTask(module, data, judged, settings, epochs=self._passes(len(data)))
+
+    def settled(self, data: Interactions) -> Self:
+        """The same with what is left to the log.
+
+        Vectors of unit length learn sessions better (as Gupta et al. 2019, NISER), inner products users of
+        small logs; these want more dropout. Seen on slices of diginetica, Beauty and LastFM.
+        """
+        temperature, dropout, rate = self.temperature, self.dropout, self.learning_rate
+        if temperature is None:
+            temperature = 0.07 if data.asked is Asked.SESSION else 0.0
+        if dropout is None:
+            dropout = 0.5 if len(data) < SMALL else 0.2
+        if rate is None:
+            rate = 0.003 if temperature else 0.001
+        return replace(self, temperature=temperature, dropout=dropout, learning_rate=rate)
 
     def finish(self, task: "SequenceTask") -> SequenceEncoder:
         return task.module.export(task.expected > 0)
@@ -143,6 +151,17 @@ class SequenceTask:
     def __post_init__(self) -> None:
         count = np.bincount(self.data.histories.item, minlength=self.data.items)
         self.expected = count / max(count.sum(), 1)
+
+    @property
+    def loop(self) -> LoopSettings:
+        settings = self.settings
+        return LoopSettings(
+            learning_rate=settings.learning_rate or 0.0,
+            weight_decay=settings.weight_decay,
+            last_rate=settings.last_rate,
+            warm_up=settings.warm_up,
+            patience=settings.patience,
+        )
 
     def begin(self, epoch: int, rng: np.random.Generator) -> int:
         self.pieces, self.weight = pieces(self.data, window=self.settings.window, rng=rng)

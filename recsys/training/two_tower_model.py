@@ -111,17 +111,9 @@ class TwoTowerModel(TwoTowerSettings):
         """
         task = self.task(data, seed=seed, start=start)
         tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
-        for _ in train(task, settings=self.loop(), seed=seed, progress=tell):
+        for _ in train(task, settings=task.loop, seed=seed, progress=tell):
             pass
         return self.finish(task)
-
-    def loop(self) -> LoopSettings:
-        return LoopSettings(
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            last_rate=self.last_rate,
-            patience=self.patience,
-        )
 
     def task(
         self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
@@ -259,6 +251,16 @@ class FitTask:
     epochs: int
     steps: int  # of an epoch
     order: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def loop(self) -> LoopSettings:
+        settings = self.settings
+        return LoopSettings(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            last_rate=settings.last_rate,
+            patience=settings.patience,
+        )
 
     def begin(self, epoch: int, rng: np.random.Generator) -> int:
         self.order = spread(self.batches.examples.chance, self.steps * self.size, rng)

@@ -48,7 +48,7 @@ class Task:
 
 class Mortal:
     def __init__(self, model: TwoTowerModel, died: Path):
-        self.model, self.died, self.loop = model, died, model.loop
+        self.model, self.died = model, died
 
     def task(self, data: Interactions, **given: Any) -> Any:
         return Task(self.model.task(data, **given), self.died)

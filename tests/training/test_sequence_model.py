@@ -151,9 +151,9 @@ def test_batches_hold_each_history_once_in_bounds_and_those_of_like_length():
 def test_an_interrupted_training_ends_as_one_that_was_not(model):
     log, model = log_of(*pairs(), Timing.SEQUENCE), replace(model, passes=4)
     task = model.task(log, seed=3)
-    checkpoints = list(train(task, settings=model.loop(), seed=3))
+    checkpoints = list(train(task, settings=task.loop, seed=3))
     again = model.task(log, seed=3, blank=True)
-    for _ in train(again, settings=model.loop(), seed=3, start=checkpoints[1]):
+    for _ in train(again, settings=again.loop, seed=3, start=checkpoints[1]):
         pass
     theirs = model.finish(task).arrays()
     for name, array in model.finish(again).arrays().items():

@@ -138,7 +138,7 @@ def test_a_batch_without_a_target_has_no_loss():
     log = without_content(log_of(user, user % 3, Timing.CLOCK))
     model, losses = replace(SMALL, batch=2, repeat_share=0.05, examples="next", passes=2), []
     task = model.task(log, seed=1)
-    for _ in train(task, settings=model.loop(), seed=1, progress=lambda share, loss: losses.append(loss)):
+    for _ in train(task, settings=task.loop, seed=1, progress=lambda share, loss: losses.append(loss)):
         pass
     assert 0 in losses
     assert np.isfinite(losses).all()
@@ -148,7 +148,7 @@ def test_it_stops_early_and_goes_back_to_the_best_epoch():
     log = large_log()
     model = replace(SMALL, epochs=12, passes=36, patience=2, learning_rate=0.1, last_rate=1.0)
     task = model.task(log, seed=1)
-    values = [float(checkpoint["value"]) for checkpoint in train(task, settings=model.loop(), seed=1)]
+    values = [float(checkpoint["value"]) for checkpoint in train(task, settings=task.loop, seed=1)]
     assert len(values) < 12
     assert np.argmax(values) == len(values) - 3
     assert task.validate() == max(values)

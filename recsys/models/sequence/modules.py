@@ -22,7 +22,7 @@ from recsys.types import ragged_index
 
 
 class SequenceModule(nn.Module):
-    """`layers` maps normed events [B, n, d] to outputs [B, n, d]; position i sees 0 .. i only."""
+    """With settings of which none is left to the log. `layers` maps normed events [B, n, d] to outputs [B, n, d]; position i sees 0 .. i only."""
 
     serves: type[SequenceEncoder]
 
@@ -129,7 +129,7 @@ class SelfAttention(SequenceModule):
 
     def layers(self, x: Tensor) -> Tensor:
         users, length, d = x.shape
-        heads, window = self.settings.heads, self.settings.window
+        heads, window, share = self.settings.heads, self.settings.window, self.settings.dropout or 0.0
         place = torch.arange(length, device=x.device)
         distance = place[:, None] - place[None]
         far = torch.where(place[None] == 0, window, distance.clamp(0, window - 1))
@@ -142,11 +142,11 @@ class SelfAttention(SequenceModule):
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
             y = y.transpose(1, 2).reshape(users, length, d)
             y = functional.linear(y, self.attention_out[n], self.attention_out_bias[n])
-            x = x + self.dropped(y, self.settings.dropout)
+            x = x + self.dropped(y, share)
             y = functional.layer_norm(x, (d,), self.wide_gain[n], self.wide_shift[n], EPSILON)
             y = functional.gelu(functional.linear(y, self.wide_in[n], self.wide_in_bias[n]))
             y = functional.linear(y, self.wide_out[n], self.wide_out_bias[n])
-            x = x + self.dropped(y, self.settings.dropout)
+            x = x + self.dropped(y, share)
         return x
 
 
@@ -164,7 +164,7 @@ class Recurrent(SequenceModule):
     def layers(self, x: Tensor) -> Tensor:
         d, n = self.settings.dimensions, self.settings.layers
         flat = [w[i] for i in range(n) for w in (self.gates, self.memory, self.gates_bias, self.memory_bias)]
-        share = self.settings.dropout
+        share = self.settings.dropout or 0.0
         y, _ = torch.gru(x, x.new_zeros(n, len(x), d), flat, True, n, share, self.training, False, True)
         return self.dropped(y, share)
 

@@ -14,9 +14,9 @@ class SequenceSettings:
     window: int = 50  # newest events of a history that are read
     content: bool = True  # an item is its tokens, too, where it has any
     token_buckets: int = 8192
-    dropout: float = 0.5  # of what each layer adds
+    dropout: float | None = None  # of what each layer adds; None = .5 of small logs, .2 of large ones
     event_dropout: float = 0.2  # of the events' vectors
-    temperature: float | None = None  # scores are cosines over it; None = inner products
+    temperature: float | None = None  # scores are cosines over it; 0 = inner products; None = by the log
     full_softmax: int = 20_000  # catalogs up to this size are told apart whole, larger ones by samples
     popular: int = 2048  # samples that are drawn by popularity
     uniform: int = 2048  # samples that are drawn evenly
@@ -25,8 +25,7 @@ class SequenceSettings:
         check_settings(
             self,
             counts=("dimensions", "layers", "heads", "window", "token_buckets"),
-            positive=("temperature",),
-            not_negative=("full_softmax", "popular", "uniform"),
+            not_negative=("temperature", "full_softmax", "popular", "uniform"),
             shares=("dropout", "event_dropout"),
         )
         if self.dimensions % self.heads:
