@@ -13,7 +13,7 @@ from recsys.index.shard import IndexSettings, build_local_shards
 from recsys.pipeline.hydration import Hydration
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
 from recsys.pipeline.sources import TwoTowerSource, nearest
-from recsys.pipeline.wiring import sources
+from recsys.pipeline.wiring import retrieval
 from recsys.types import RequestBatch
 from tests.world import ITEMS, NOW, world
 
@@ -30,19 +30,19 @@ def hydrated(scene: str) -> RequestBatch:
 def tower(shards: int, k: int = 20) -> TwoTowerSource:
     snapshot = world().parts.snapshot
     made = build_local_shards(snapshot.vectors, settings=IndexSettings(shards=shards))
-    return TwoTowerSource(snapshot.encoder, snapshot.vectors, made, k)
+    return TwoTowerSource(snapshot.models.encoder, snapshot.vectors, made, k)
 
 
 @pytest.mark.parametrize("scene", ["home", "discover"])
 @pytest.mark.parametrize("k", [5, ITEMS])
 def test_no_source_proposes_what_is_hidden_or_an_item_twice(scene, k):
     parts, batch = world().parts, hydrated(scene)
-    retrieval = replace(
+    settings = replace(
         parts.settings.retrieval, candidates=dict.fromkeys(parts.settings.retrieval.candidates, k)
     )
     if scene == "discover":
         assert max(len(hidden) for hidden in batch.hidden) > 5
-    for source in sources(parts.snapshot, tower(2).shards, retrieval):
+    for source in retrieval(parts.snapshot, tower(2).shards, settings).sources:
         proposals = asyncio.run(source(batch)).proposals
         assert len(proposals.offsets) == len(batch) + 1
         for r, hidden in enumerate(batch.hidden):
@@ -75,7 +75,8 @@ def test_one_shard_two_shards_and_seven_propose_alike():
 def test_the_proposals_are_the_exact_nearest():
     batch = hydrated("home")
     snapshot = world().parts.snapshot
-    queries = snapshot.encoder.encode(batch.histories, now=batch.now, user_features=batch.user_features)
+    encoder = snapshot.models.encoder
+    queries = encoder.encode(batch.histories, now=batch.now, user_features=batch.user_features)
     proposals = asyncio.run(tower(2, k=10)(batch)).proposals
     exact = np.sort(queries @ snapshot.vectors.T, axis=1)[:, ::-1][:, :10]
     np.testing.assert_allclose(proposals.score.reshape(-1, 10), exact, atol=1e-5)
@@ -83,7 +84,7 @@ def test_the_proposals_are_the_exact_nearest():
 
 def test_every_source_scores_what_it_proposes_as_it_ranked_it():
     parts, batch = world().parts, hydrated("home")
-    for source in sources(parts.snapshot, tower(2).shards, parts.settings.retrieval):
+    for source in retrieval(parts.snapshot, tower(2).shards, parts.settings.retrieval).sources:
         retrieved = asyncio.run(source(batch))
         proposals = retrieved.proposals
         (score,) = retrieved.scores.values()
@@ -95,7 +96,7 @@ def test_every_source_scores_what_it_proposes_as_it_ranked_it():
 def test_an_item_younger_than_the_models_is_not_known_to_them():
     parts, batch = world().parts, hydrated("home")
     offsets = np.concatenate(([0], np.full(len(batch), 1))).astype(np.int32)
-    for source in sources(parts.snapshot, tower(2).shards, parts.settings.retrieval):
+    for source in retrieval(parts.snapshot, tower(2).shards, parts.settings.retrieval).sources:
         (score,) = asyncio.run(source(batch)).scores.values()
         assert np.isnan(score(offsets, np.array([ITEMS + 3], np.int32))).all(), source.name
 
