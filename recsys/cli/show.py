@@ -41,6 +41,9 @@ def evaluation_table(console: Console, protocol: str, part: Mapping[str, Any]) -
             style = "bold" if name == "pipeline" else None
             table.add_row(name, *(_with_interval(line, column) for column in COLUMNS), style=style)
     console.print(table)
+    if "union" not in part["lines"]:
+        console.print("[dim]no user with a past came back: nobody to judge by[/dim]\n", highlight=False)
+        return
     union = part["lines"]["union"]["recall"]
     adds = {
         name.removeprefix("union without "): union - line["recall"]
@@ -68,6 +71,8 @@ def show_slates(
     before = ask(url, "/v1/recommendations", asked)
     _print_slate(console, before)
     slates.append(before)
+    if not before["items"]:
+        return slates
     bought = before["items"][0]
     event = {"user_id": users[0], "item_id": bought["item_id"], "event_type": "purchase", "quantity": 1}
     start = time.perf_counter()
