@@ -82,11 +82,12 @@ def _fit_single_stage(workspace: Workspace, text: str, progress: Progress) -> di
 def _choice(fitted: FittedAuto) -> dict[str, Any]:
     """What `auto` found, tried and left out."""
     assert fitted.decision is not None, "a fit knows how it was made"
-    return {
+    found: dict[str, Any] = {
         "leaf": fitted.decision.leaf.value,
-        "ndcg@10 on a slice": {t.model: round(t.ndcg, 4) for t in fitted.tried if not t.why},
-        "not tried": {t.model: t.why for t in fitted.tried if t.why},
+        "ndcg@10_on_a_slice": {t.model: round(t.ndcg, 4) for t in fitted.tried if not t.why},
+        "not_tried": {t.model: t.why for t in fitted.tried if t.why},
     }
+    return {name: value for name, value in found.items() if value}
 
 
 def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
