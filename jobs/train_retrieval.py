@@ -85,7 +85,7 @@ def _choice(fitted: FittedAuto) -> dict[str, Any]:
     found: dict[str, Any] = {
         "leaf": fitted.decision.leaf.value,
         "ndcg@10_on_a_slice": {t.model: round(t.ndcg, 4) for t in fitted.tried if not t.why},
-        "not_tried": {t.model: t.why for t in fitted.tried if t.why},
+        "not_judged": {t.model: t.why for t in fitted.tried if t.why},
     }
     return {name: value for name, value in found.items() if value}
 
