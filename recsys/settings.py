@@ -89,7 +89,10 @@ class Training:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.model is not None:
-            model_of(self.model)
+            try:
+                model_of(self.model)
+            except SettingsError as error:
+                raise SettingsError(f"training.model = {self.model!r}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,8 @@ def test_an_unknown_key_on_the_command_line_is_said_of_it(file):
         ("pipeline: {retrieval: {candidates: {eese: 5}}}", "pipeline.retrieval", "popularity"),
         ("training: {window_days: 0}", "training", "window_days"),
         ("training: {slices: 0}", "training", "slices"),
-        ("training: {model: sasrek}", "training", "did you mean 'sasrec'"),
-        ("training: {model: sasrec window=0}", "training", "window = 0"),
+        ("training: {model: sasrek}", "training.model", "did you mean 'sasrec'"),
+        ("training: {model: sasrec window=0}", "training.model", "window = 0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_file_key_and_value(file, text, key, value):
