@@ -19,7 +19,7 @@ from recsys.pipeline.seams import Retrieved, Source
 from recsys.types import Candidates, RequestBatch, Sources, offsets_of
 
 FUSED = "retrieval"  # the named score that keeps the fused order
-CANDIDATES = {  # how many each of the pipeline's own sources proposes, if settings don't say
+CANDIDATES = {
     "two_tower": 150,
     "ease": 150,
     "ease_decayed": 150,
@@ -32,9 +32,8 @@ _BITS = max(Sources).bit_length()
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSettings:
-    candidates: Mapping[str, int] = field(
-        default_factory=dict
-    )  # how many each source proposes; see CANDIDATES
+    # How many each of the pipeline's own sources proposes; CANDIDATES where not given.
+    candidates: Mapping[str, int] = field(default_factory=dict)
     history: HistoryWeights = field(default_factory=HistoryWeights)
     weights: Mapping[str, float] = field(default_factory=dict)  # in the fused order; 1 where not given
     deadline_ms: float = 1000.0  # of each source
