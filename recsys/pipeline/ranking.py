@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recsys.features.cross import cross_features
+from recsys.models.blend import CONSTANT
 from recsys.models.ranker import Ranker
-from recsys.types import Candidates, RequestBatch
+from recsys.types import Candidates, RequestBatch, rank_by_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,10 @@ class Ranking:
 
 
 def keep_order(batch: RequestBatch, candidates: Candidates) -> Candidates:
-    """The ranking of a release without rankers."""
-    return candidates
+    """The ranking of a release without rankers: the fused order, with 1 / (CONSTANT + rank) as the score.
+
+    A blend's own constant may be so small that only its first places differ; diversity, which weighs
+    scores against likeness, would then shuffle all others.
+    """
+    score = 1 / (CONSTANT + 1 + rank_by_score(candidates))
+    return replace(candidates, score=score.astype(np.float32))

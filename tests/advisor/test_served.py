@@ -132,6 +132,10 @@ def test_a_blend_is_served_in_its_own_order(tmp_path):
     models = FittedBlend(parts, np.array([0.7, 0.3], np.float32), 10.0)
     _, slates = released(models, data, tmp_path)
     found = slates(ASKED, "home")
+    for slate in found:
+        scores = [entry.score for entry in slate.items if entry.sources != Sources.BACKFILL]
+        assert scores == sorted(scores, reverse=True)
+        assert 1 / (61 + data.items) <= scores[-1] < scores[0] <= np.float32(1 / 61)
     assert [ranked(slate) for slate in found] == own_rankings(models, data, hidden=False)
     both = {source for slate in found for entry in slate.items for source in entry.sources}
     assert both >= {Sources.NORMALIZED_EASE, Sources.COVISITATION}
