@@ -31,6 +31,10 @@ def ask(url: str, path: str, body: Any = None) -> Any:
 
 def evaluation_table(console: Console, protocol: str, part: Mapping[str, Any]) -> None:
     """One protocol's lines, each value with half the width of its 95 % interval."""
+    if not part["users"]:
+        said = f"{protocol}: scene {part['scene']}, no user with a past came back: nobody to judge by"
+        console.print(f"[dim]{said}[/dim]", highlight=False)
+        return
     title = f"{protocol}: scene {part['scene']}, {part['users']:,} users, full catalog ranked"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("")
@@ -41,9 +45,6 @@ def evaluation_table(console: Console, protocol: str, part: Mapping[str, Any]) -
             style = "bold" if name == "pipeline" else None
             table.add_row(name, *(_with_interval(line, column) for column in COLUMNS), style=style)
     console.print(table)
-    if "union" not in part["lines"]:
-        console.print("[dim]no user with a past came back: nobody to judge by[/dim]\n", highlight=False)
-        return
     union = part["lines"]["union"]["recall"]
     adds = {
         name.removeprefix("union without "): union - line["recall"]
