@@ -31,7 +31,7 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         items=len(parts.items),
         watermark={"event_table_version": workspace.store.version(), "events_before": now},
         feature_views={n: hashlib.sha256("\n".join(c).encode()).hexdigest() for n, c in views.items()},
-        evaluation={protocol: part["lines"][PIPELINE] for protocol, part in report.items()},
+        evaluation={name: part["lines"][PIPELINE] for name, part in report.items() if part["users"]},
     )
     progress(0.4, "reading it back")
     load_parts(open_release(release.uri))

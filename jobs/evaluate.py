@@ -1,6 +1,8 @@
 """Evaluates the pipeline that is served on the held-out window: report, slates and plot.
 
-python -m jobs.evaluate
+    python -m jobs.evaluate
+
+A scene in which nobody can be judged, since no user with a past came back, is served all the same.
 """
 
 import json
@@ -41,12 +43,15 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
             "users": found[name].users,
             "lines": found[name].lines,
         }
+    judged = {protocol: part for protocol, part in report.items() if part["users"]}
     slates = {name: found[name].slates for name in found}
     write_atomically(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomically(folder / "slates.json", json.dumps(slates).encode())
-    plot_evaluation(report, folder / "evaluation.png")
-    figures: dict[str, Any] = {"plot": str(folder / "evaluation.png")}
-    for protocol, part in report.items():
+    figures: dict[str, Any] = dict.fromkeys(report, "nobody to judge by")
+    if judged:
+        plot_evaluation(judged, folder / "evaluation.png")
+        figures = {"plot": str(folder / "evaluation.png")} | figures
+    for protocol, part in judged.items():
         line = part["lines"][PIPELINE]
         figures[protocol] = {m: round(line[m], 4) for m in ("recall@20", "recall@100", "ndcg@10")}
     return figures

@@ -3,7 +3,8 @@
     python -m jobs.train_ranker
 
 Rows are what the models of a window's start propose to the users who come back in it, labeled with
-what they then consumed: the same request path, the same features as in serving.
+what they then consumed: the same request path, the same features as in serving. A single stage
+(`training.model`) has no ranker.
 """
 
 from functools import partial
@@ -25,6 +26,8 @@ from recsys.training.runner import train_xgboost
 
 
 def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
+    if settings.training.model is not None:
+        return {"rankers": "none: a single stage keeps the order of its model"}
     workspace = Workspace(settings)
     windows = workspace.windows
     wanted = {scene.ranker: name for name, scene in settings.pipeline.scenes.items()}

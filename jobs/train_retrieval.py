@@ -1,14 +1,17 @@
-"""Trains retrieval models: all that the pipeline serves, or one by name.
+"""Trains retrieval models: all that is served, or one by name beside it.
 
     python -m jobs.train_retrieval
     python -m jobs.train_retrieval --model "ials factors=128"
 
 The pipeline's: one run of the two-tower forwards through time leaves a snapshot at the start of each
 window, so that the ranker learns from candidates of models that had not seen what it is asked to
-predict; tables and columns beside it. One model by name is fitted on what lies before the held-out
-window, judged on that window, stored by the hash of its arrays, and tracked in MLflow. It reads the
-same log as `recsys evaluate --format events`: all event types, weighted. A torch model and iALS are
-spread over `training.workers`; `--start` goes on from an earlier two-tower of the same settings.
+predict; tables and columns beside it. A single stage's (`training.model`): that model, or what `auto`
+chooses, fitted on what was consumed before the held-out window.
+
+One model by name is fitted on what lies before that window, judged on it, stored by the hash of its
+arrays, and tracked in MLflow. It reads the same log as `recsys evaluate --format events`: all event
+types, weighted. A torch model and iALS are spread over `training.workers`; `--start` goes on from an
+earlier two-tower of the same settings.
 """
 
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ import ray
 
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
+from recsys.advisor.auto import FittedAuto
 from recsys.datasets.event_log import read_event_log
 from recsys.datasets.splits import temporal_split
 from recsys.errors import SettingsError
@@ -27,13 +31,15 @@ from recsys.evaluation.retrieval import judge, metrics_of, summarize
 from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
 from recsys.memory import free_mb
+from recsys.models.blend import as_blend
 from recsys.models.ials import Ials
 from recsys.models.retrieval import Fitted, check_capacity
 from recsys.settings import Settings, model_of
 from recsys.training.distributed import fit_parallel, train_two_tower_parallel
 from recsys.training.factorization import fit_ials
+from recsys.training.retrieval_models import model_name
 from recsys.training.sequence_model import SequenceModel
-from recsys.training.snapshot import fit_snapshot
+from recsys.training.snapshot import fit_snapshot, single_stage
 from recsys.training.stored import load_fitted, save_fitted
 from recsys.training.tracking import track_run
 from recsys.training.two_tower_model import TwoTowerModel
@@ -47,11 +53,45 @@ def run(
         return _fit_one(workspace, model, start=start, progress=progress)
     if start:
         raise SettingsError("--start needs a --model: the pipeline's two-tower would see its own future")
+    if settings.training.model is not None:
+        return _fit_single_stage(workspace, settings.training.model, progress)
     return _fit_pipeline(workspace, progress)
 
 
+def _fit_single_stage(workspace: Workspace, text: str, progress: Progress) -> dict[str, Any]:
+    settings, data = workspace.settings, workspace.taught
+    model, name = model_of(text), model_name(text.split()[0])
+    check_capacity(model.estimate(data), what=name, available_mb=free_mb())
+    fitted = _fit(model, data, workspace, name=name, start="", progress=progress)
+    served = as_blend(name, fitted)
+    snapshot = single_stage(
+        served,
+        data,
+        as_of=workspace.windows.held_out,
+        category=workspace.category,
+        settings=settings.training.tables,
+        seed=settings.seed,
+    )
+    workspace.save_snapshot(snapshot)
+    weights = {part: round(float(weight), 2) for part, weight in zip(served.parts, served.weights)}
+    _track(settings, name, {"settings": model, "events": len(data)}, {}, models=str(weights))
+    figures = {"items": data.items, "events": len(data), "models": weights}
+    return figures | (_choice(fitted) if isinstance(fitted, FittedAuto) else {})
+
+
+def _choice(fitted: FittedAuto) -> dict[str, Any]:
+    """What `auto` found, tried and left out."""
+    assert fitted.decision is not None, "a fit knows how it was made"
+    found: dict[str, Any] = {
+        "leaf": fitted.decision.leaf.value,
+        "ndcg@10_on_a_slice": {t.model: round(t.ndcg, 4) for t in fitted.tried if not t.why},
+        "not_judged": {t.model: t.why for t in fitted.tried if t.why},
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
-    settings, model, name = workspace.settings, model_of(text), text.split()[0]
+    settings, model, name = workspace.settings, model_of(text), model_name(text.split()[0])
     problem = temporal_split(read_event_log(workspace.folder), moment=workspace.windows.held_out)
     check_capacity(model.estimate(problem.train), what=name, available_mb=free_mb())
     fitted = _fit(model, problem.train, workspace, name=name, start=start, progress=progress)

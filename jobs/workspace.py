@@ -5,7 +5,7 @@ events/      the Delta table, and beside it the rejected events        (ingest)
 catalog.parquet                                                        (ingest)
 models/<moment>/*.npz    a snapshot of all retrieval models            (train_retrieval)
 tuning/<name>/trials.jsonl                                             (tune)
-rankers/<scene>.ubj                                                    (train_ranker)
+rankers/<scene>.ubj      of two stages                                 (train_ranker)
 evaluation/  report.json, slates.json, evaluation.png                  (evaluate)
 artifacts/, mlflow.db    releases and their registry                   (build_release)
 redis/, steps/           the embedded server; what is already done
@@ -14,7 +14,7 @@ redis/, steps/           the embedded server; what is already done
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ import pyarrow.compute as pc
 import xgboost
 
 from recsys.catalog import Catalog
+from recsys.datasets.event_log import catalog_tokens
 from recsys.errors import DataError
-from recsys.evaluation.windows import Windows, choose_windows
+from recsys.evaluation.windows import Windows, choose_windows, held_out_window
 from recsys.events.interactions import interactions_of
 from recsys.events.store import EventStore
 from recsys.features.text import text_category
@@ -80,8 +81,21 @@ class Workspace:
         return interactions_of(of_kind, rows=rows, items=len(self.catalog))
 
     @cached_property
+    def taught(self) -> Interactions:
+        """What a single stage learns from: the items of its release and their content, and what was
+        consumed before it. A value teaches where all are ratings; that of a purchase is money."""
+        log = replace(self.interactions, item_tokens=catalog_tokens(self.catalog))
+        kinds = set(pc.unique(self.store.read(columns=["event_type"])["event_type"]).to_pylist())
+        if kinds & set(self.settings.training.event_types) != {"rating"}:
+            unknown = np.full(len(log), np.nan, np.float32)
+            log = replace(log, histories=replace(log.histories, value=unknown))
+        return log.before(self.windows.held_out).below(self.sizes[-1])
+
+    @cached_property
     def windows(self) -> Windows:
         training = self.settings.training
+        if training.model is not None:
+            return held_out_window(self.interactions, days=training.window_days)
         return choose_windows(self.interactions, days=training.window_days, slices=training.slices)
 
     @cached_property
@@ -117,13 +131,20 @@ class Workspace:
     def save_snapshot(self, snapshot: Snapshot) -> None:
         folder = self.folder / "models" / str(snapshot.as_of)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, arrays in snapshot.arrays().items():
+        parts = snapshot.arrays()
+        for path in folder.glob("*.npz"):
+            if path.stem not in parts:  # of another architecture
+                path.unlink()
+        for name, arrays in parts.items():
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)  # type: ignore[arg-type]  # a keyword of its own: allow_pickle
             write_atomically(folder / f"{name}.npz", buffer.getvalue())
 
     @property
     def rankers(self) -> dict[str, Ranker]:
+        """By name; none of a single stage."""
+        if self.settings.training.model is not None:
+            return {}
         paths = sorted((self.folder / "rankers").glob("*.ubj"))
         if not paths:
             raise DataError(f"no ranker in {self.folder / 'rankers'}: run `python -m jobs.train_ranker`")

@@ -76,8 +76,11 @@ class Interactions:
         return self.where(self.histories.time < now)
 
     def below(self, items: int) -> "Interactions":
-        """Only the rows 0 .. items - 1, and what happened to them."""
-        return replace(self.where(self.histories.item < items), items=items)
+        """Only the rows 0 .. items - 1, their content, and what happened to them."""
+        told = self.item_tokens
+        if told is not None:
+            told = Tokens(told.offsets[: items + 1], told.id[: told.offsets[items]])
+        return replace(self.where(self.histories.item < items), items=items, item_tokens=told)
 
     def where(self, keep: np.ndarray) -> "Interactions":
         """The same users and items with only the events of `keep` bool [M]."""

@@ -73,6 +73,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Training:
+    model: str | None = None  # of a single stage: "auto", "sasrec window=20"; null = two stages
     workers: int = 2  # data-parallel workers of Ray Train
     slices: int = 4  # windows before the last one from which the rankers learn
     window_days: int = 28  # length of a window; the last one is held out for evaluation
@@ -87,6 +88,11 @@ class Training:
         for name in ("workers", "slices", "window_days"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.model is not None:
+            try:
+                model_of(self.model)
+            except SettingsError as error:
+                raise SettingsError(f"training.model = {self.model!r}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Removal(IntEnum):
 
 
 class Sources(IntFlag):
-    """The bit of each source in `Candidates.source`."""
+    """The bit of each source in `Candidates.source`: the pipeline's own, and every retrieval model."""
 
     TWO_TOWER = 1
     EASE = 2
@@ -42,6 +42,19 @@ class Sources(IntFlag):
     HISTORY = 16
     POPULARITY = 32
     BACKFILL = 64
+    COVISITATION = 1 << 7
+    NORMALIZED_EASE = 1 << 8
+    SPARSE_EASE = 1 << 9
+    GRAPH_FILTER = 1 << 10
+    GF_CF = 1 << 11
+    BSPM = 1 << 12
+    IALS = 1 << 13
+    SVD = 1 << 14
+    BPR = 1 << 15
+    WARP = 1 << 16
+    LOGISTIC = 1 << 17
+    SASREC = 1 << 18
+    GRU4REC = 1 << 19
 
     @property
     def label(self) -> str:

@@ -78,9 +78,11 @@ def test_an_unknown_key_on_the_command_line_is_said_of_it(file):
         ("online_store: 5", "online_store", "5"),
         ("training: {rankers: {home: {rounds: many}}}", "training.rankers.home.rounds", "many"),
         ("pipeline: {diversity: {relevance_weight: 2}}", "pipeline.diversity", "0..1"),
-        ("pipeline: {retrieval: {candidates: {ease: 5}}}", "pipeline.retrieval", "popularity"),
+        ("pipeline: {retrieval: {candidates: {eese: 5}}}", "pipeline.retrieval", "popularity"),
         ("training: {window_days: 0}", "training", "window_days"),
         ("training: {slices: 0}", "training", "slices"),
+        ("training: {model: sasrek}", "training.model", "did you mean 'sasrec'"),
+        ("training: {model: sasrec window=0}", "training.model", "window = 0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_file_key_and_value(file, text, key, value):

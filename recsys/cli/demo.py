@@ -11,10 +11,11 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from recsys.cli.demo_steps import SOURCE, as_json, steps_of_data, steps_of_models
 from recsys.cli.service import until_stopped
-from recsys.cli.steps import Step, run_steps, say, terminal
+from recsys.cli.steps import run_steps, say, terminal
 
-SOURCE = "source"  # in data/: the fingerprint of what was read
+TWO_STAGE = "two-stage"
 
 
 def demo(
@@ -25,6 +26,11 @@ def demo(
     workdir: Path = typer.Option(None, help="Where everything is kept; default work/<dataset>."),
     stop: bool = typer.Option(False, "--stop", help="Exit after the last step instead of serving on."),
     report: Path = typer.Option(None, help="Write seconds, memory, counts, metrics and slates as JSON."),
+    model: str = typer.Option(
+        None,
+        help="two-stage, auto, or a model that serves in a single stage; default: two-stage where enough "
+        "users come back, else auto.",
+    ),
     config: Path = typer.Option(None, help="A settings file; without it, the defaults."),
     port: int = typer.Option(None, help="Port of the service; default serving.port."),
 ) -> None:
@@ -38,7 +44,10 @@ def demo(
     from recsys.settings import load_settings
 
     console = terminal()
-    settings = load_settings(config, overrides={} if port is None else {"serving.port": port})
+    overrides: dict[str, Any] = {} if port is None else {"serving.port": port}
+    if model:
+        overrides["training.model"] = None if model == TWO_STAGE else model
+    settings = load_settings(config, overrides=overrides)
     folder = (workdir or Path("work") / dataset).absolute()
     settings = replace(settings, workdir=str(folder))
     check_dataset(dataset, path)
@@ -56,7 +65,13 @@ def demo(
             redis = ends.enter_context(start_redis(folder / "redis"))
             settings = replace(settings, online_store=replace(settings.online_store, url=redis.url))
         ends.enter_context(ray_session(settings))
-        done = run_steps(_steps(settings, dataset=dataset, path=path), folder=folder, console=console)
+        read = steps_of_data(settings, dataset=dataset, path=path)
+        done = run_steps(read, folder=folder, console=console)
+        if not model and settings.training.model is None:
+            settings = _with_a_model(settings, console)
+        done |= run_steps(
+            steps_of_models(settings), folder=folder, console=console, after=done["ingest"]["key"]
+        )
         settings = _at_the_releases_moment(settings)
         _leave_settings(settings, folder / "recsys.yaml", embedded=embedded)
         evaluation = json.loads((folder / "evaluation" / "report.json").read_bytes())
@@ -81,6 +96,25 @@ def demo(
             _stay(url, folder, console)
 
 
+def _with_a_model(settings: Any, console: Console) -> Any:
+    """Two stages where the data can teach them, else a single one of what `auto` chooses; says why."""
+    from jobs.workspace import Workspace
+    from recsys.errors import DataError
+    from recsys.evaluation.windows import ENOUGH_USERS, choose_windows
+
+    training, log = settings.training, Workspace(settings).interactions
+    windows = f"{training.slices + 1} windows of {training.window_days} days or more"
+    try:
+        choose_windows(log, days=training.window_days, slices=training.slices)
+    except DataError:
+        said = {"auto": f"in a single stage, since fewer than {ENOUGH_USERS} users come back in {windows}"}
+        settings = replace(settings, training=replace(training, model="auto"))
+    else:
+        said = {TWO_STAGE: f"since {ENOUGH_USERS} users or more come back in each of {windows}"}
+    say(console, "model", 0.0, said)
+    return settings
+
+
 def _at_the_releases_moment(settings: Any) -> Any:
     """Settings whose clock stands still where the data's past ends, so that what is served is what was
     evaluated."""
@@ -93,14 +127,10 @@ def _at_the_releases_moment(settings: Any) -> Any:
 def _leave_settings(settings: Any, path: Path, *, embedded: bool) -> None:
     """For other commands on this work directory, while the demo serves and afterwards."""
     import yaml
-    from pydantic import TypeAdapter
-
-    from recsys.settings import Settings
 
     if embedded:  # each command finds the Redis of the work directory, or starts it there
         settings = replace(settings, online_store=replace(settings.online_store, url=None))
-    tree = TypeAdapter(Settings).dump_python(settings, mode="json")
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    path.write_text(yaml.safe_dump(as_json(settings), sort_keys=False))
 
 
 def _serve(
@@ -127,11 +157,19 @@ def _serve(
     scenes = settings.pipeline.scenes
     open_scene = next((name for name, scene in scenes.items() if not scene.hide_consumed), next(iter(scenes)))
     hiding = next((name for name, scene in scenes.items() if scene.hide_consumed), None)
-    slates = json.loads((settings.folder / "evaluation" / "slates.json").read_bytes())
-    users = sorted(set.intersection(*(set(of) for of in slates.values())))
-    picked = [users[len(users) * i // 3] for i in range(3)]
+    users = _evaluated_users(settings)
+    picked = list(dict.fromkeys(users[len(users) * i // 3] for i in range(3)))
     shown = show_slates(console, server.url, picked, scene=open_scene, hiding_scene=hiding)
     return server.url, shown, round(seconds, 2)
+
+
+def _evaluated_users(settings: Any) -> list[str]:
+    """Those with a slate in every scene; all users where nobody has one."""
+    from jobs.workspace import Workspace
+
+    slates = json.loads((settings.folder / "evaluation" / "slates.json").read_bytes())
+    both = sorted(set.intersection(*(set(of) for of in slates.values())))
+    return both or [str(user) for user in Workspace(settings).interactions.user_ids]
 
 
 def _stay(url: str, folder: Path, console: Console) -> None:
@@ -153,84 +191,3 @@ def _check_workdir(folder: Path, source: str) -> None:
     mark = folder / "data" / SOURCE
     if mark.exists() and mark.read_text() != source:
         raise DataError(f"{folder} holds another data set: choose another --workdir, or delete this one")
-
-
-def _steps(settings: Any, *, dataset: str, path: str | None) -> list[Step]:
-    from pydantic import TypeAdapter
-
-    from jobs import build_features, build_release, evaluate, ingest, train_ranker, train_retrieval
-    from recsys.datasets.sources import fingerprint
-    from recsys.events.redis_server import connect
-    from recsys.features.online import OnlineStore
-    from recsys.settings import Settings
-
-    tree = TypeAdapter(Settings).dump_python(settings, mode="json")
-    training = dict(tree["training"])
-    rankers = training.pop("rankers")
-    files = [Path(f).read_text() for f in (settings.rules, settings.experiments) if f]
-    store = OnlineStore(connect(settings.online_store.url))
-
-    def of(job: Any) -> Any:
-        return lambda progress: job(settings, progress=progress)
-
-    source = fingerprint(dataset, path)
-
-    def read(progress: Any) -> dict[str, Any]:
-        figures = ingest.read(settings, dataset=dataset, path=path, progress=progress)
-        (settings.folder / "data" / SOURCE).write_text(source)
-        return figures
-
-    return [
-        Step(
-            "data",
-            read,
-            ["recsys/datasets"],
-            source,
-        ),
-        Step(
-            "ingest",
-            of(ingest.ingest),
-            ["recsys/events", "recsys/catalog.py", "recsys/types.py", "recsys/hashing.py", "jobs/ingest.py"],
-            tree["events"],
-        ),
-        Step(
-            "features",
-            of(build_features.run),
-            ["recsys/features", "recsys/evaluation/windows.py", "jobs/build_features.py"],
-            [
-                training["event_types"],
-                training["window_days"],
-                training["slices"],
-                tree["online_store"]["time_to_live_days"],
-            ],
-            holds=lambda: store.is_filled("events"),
-        ),
-        Step(
-            "retrieval",
-            of(train_retrieval.run),
-            ["recsys/models", "recsys/training", "jobs/train_retrieval.py", "jobs/workspace.py"],
-            [training, tree["seed"]],
-        ),
-        Step(
-            "ranker",
-            of(train_ranker.run),
-            ["recsys/pipeline", "recsys/index", "jobs/train_ranker.py"],
-            [rankers, tree["pipeline"], tree["index"]],
-        ),
-        Step(
-            "evaluation",
-            of(evaluate.run),
-            [
-                "recsys/evaluation",
-                "recsys/experiments",
-                "recsys/metrics.py",
-                "jobs/evaluate.py",
-                "configs/rules",
-                "configs/experiments",
-            ],
-            files,
-        ),
-        Step(
-            "release", of(build_release.run), ["recsys/releases", "jobs/build_release.py"], tree["registry"]
-        ),
-    ]

@@ -64,7 +64,7 @@ def similar(
     release: str = RELEASE,
     config: Path = CONFIG,
 ) -> None:
-    """The items nearest to ITEM, by the two-tower's vectors."""
+    """The items nearest to ITEM, by the release's vectors."""
     from recsys.errors import RequestError
     from recsys.pipeline.rules import Rules
     from recsys.pipeline.similar import Similar

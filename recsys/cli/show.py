@@ -31,6 +31,10 @@ def ask(url: str, path: str, body: Any = None) -> Any:
 
 def evaluation_table(console: Console, protocol: str, part: Mapping[str, Any]) -> None:
     """One protocol's lines, each value with half the width of its 95 % interval."""
+    if not part["users"]:
+        said = f"{protocol}: scene {part['scene']}, no user with a past came back: nobody to judge by"
+        console.print(f"[dim]{said}[/dim]", highlight=False)
+        return
     title = f"{protocol}: scene {part['scene']}, {part['users']:,} users, full catalog ranked"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("")
@@ -68,6 +72,8 @@ def show_slates(
     before = ask(url, "/v1/recommendations", asked)
     _print_slate(console, before)
     slates.append(before)
+    if not before["items"]:
+        return slates
     bought = before["items"][0]
     event = {"user_id": users[0], "item_id": bought["item_id"], "event_type": "purchase", "quantity": 1}
     start = time.perf_counter()

@@ -37,9 +37,12 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def run_steps(steps: Sequence[Step], *, folder: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """Name -> {"figures", "seconds", "cached"} of each step, run in order where needed."""
-    done, key = {}, ""
+def run_steps(
+    steps: Sequence[Step], *, folder: Path, console: Console, after: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Name -> {"key", "figures", "seconds", "cached"} of each step, run in order where needed; `after` is the
+    key of the step before them."""
+    done, key = {}, after
     for step in steps:
         key = _key(step, key)
         path = folder / "steps" / f"{step.name}.json"

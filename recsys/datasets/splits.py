@@ -100,10 +100,8 @@ def temporal_split(
     All queries are asked at that moment, those of users without a history too. With `mask` what a user
     took before is neither ranked nor a target. Raises DataError if nothing lies before.
     """
-    time = log.histories.time
-    if moment is None:
-        moment = int(np.partition(time, int(share * len(time)))[int(share * len(time))])
-    before = time < moment
+    moment = moment_of(log, share=share) if moment is None else moment
+    before = log.histories.time < moment
     if not before.any():
         raise DataError(
             f"{share:.0%} of the events have the time {moment} or a later one and none an earlier one: they "
@@ -116,6 +114,12 @@ def temporal_split(
     test = judge_users(train, user=user[new], item=item[new], value=value[new], mask=mask)
     queries = replace(test.queries, now=np.full(len(test), moment, np.int64))
     return Problem(train, replace(test, queries=queries))
+
+
+def moment_of(log: Interactions, *, share: float = 0.9) -> int:
+    """The moment before which `share` of the events lie, or fewer where several have its time."""
+    time, place = log.histories.time, int(share * len(log))
+    return int(np.partition(time, place)[place])
 
 
 def core(log: Interactions, k: int) -> Interactions:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import DataError
 from recsys.metrics import (
     bootstrap_interval,
     category_diversity_at,
@@ -52,13 +51,10 @@ def evaluate(
     rng: np.random.Generator,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """The report of `scene` at `now` over all items [V] of `category`. Raises DataError for no users."""
+    """The report of `scene` at `now` over all items [V] of `category`; without any line for no users."""
     users = list(relevant)
     if not users:
-        raise DataError(
-            f"nobody to evaluate scene {scene!r} by: no user with a past consumed anything that counts there "
-            "in the held-out window; set training.window_days higher"
-        )
+        return Evaluation({}, 0, {}, {})
     rankings: dict[str, list[np.ndarray]] = {}
     union: dict[str, list[np.ndarray]] = {}
     for answer in replay(recommender, users, scene=scene, now=now, n=DEPTH, progress=progress):
@@ -100,10 +96,9 @@ def evaluate(
 
 def _rankings(candidates: Candidates) -> dict[str, np.ndarray]:
     """Each line's ranking, int32 [B, DEPTH], -1 padded."""
-    bits = {source: (candidates.source & source) > 0 for source in Sources if source != Sources.BACKFILL}
     lines = {
-        source.label: _top(candidates, candidates.scores[source.label], who)
-        for source, who in bits.items()
+        source.label: _top(candidates, candidates.scores[source.label], (candidates.source & source) > 0)
+        for source in Sources
         if source.label in candidates.scores
     }
     proposed = candidates.source != Sources.BACKFILL

@@ -18,6 +18,7 @@ from recsys.models.retrieval import Arrays, Export, Fitted
 from recsys.models.top_k import top_k
 
 DEPTH = 500  # places of a list that count
+CONSTANT = 60.0  # of the fusion, where nobody chose another (Cormack et al. 2009)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ class FittedBlend:
 
     def export(self) -> Export:
         return {name: part.export() for name, part in self.parts.items()}
+
+
+def as_blend(name: str, fitted: Fitted) -> FittedBlend:
+    """What is served of a fit: its parts and their weights. A model alone is a blend of one, whose constant
+    orders nothing."""
+    if isinstance(fitted, FittedBlend):
+        if len(fitted.parts) > 1:
+            return FittedBlend(fitted.parts, fitted.weights, fitted.constant)
+        ((name, fitted),) = fitted.parts.items()
+    return FittedBlend({name: fitted}, np.ones(1, np.float32), CONSTANT)
 
 
 def rank_scores(scores: np.ndarray, *, constant: float) -> np.ndarray:

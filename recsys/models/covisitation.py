@@ -7,7 +7,7 @@ count fades the same way, from its newest. With an order an item may point at it
 is counted like all else. Same pair twice: the sum; an event of weight 0 points nowhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numba
@@ -30,13 +30,17 @@ class FittedCovisitation(NamedArrays):
     weight: np.ndarray  # float32 [V, K]
     popularity: np.ndarray  # float32 [V] weight of the events of each item; 0 = nothing taught it
     fading: np.ndarray  # float64 [2] what the next older event counts of the last, half-life in days
+    table: sparse.csr_array = field(init=False, repr=False, compare=False)  # of neighbors and weights, [V, V]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", ItemTable(self.neighbor, self.weight).matrix)
 
     def score(self, queries: Queries) -> np.ndarray:
         """What no event reaches is at -1 to 0, the popular first; what some event reaches is above."""
-        histories, table = queries.histories, ItemTable(self.neighbor, self.weight)
+        histories = queries.histories
         weights = recency_weights(histories, next_older=self.fading[0], half_life_days=self.fading[1])
         taken = history_matrix(histories, weights=weights, items=len(self.popularity), repeats="max")
-        found = taken @ table.matrix
+        found = taken @ self.table
         scores = np.tile(self.popularity / self.popularity.max() - 1, (len(queries), 1))
         row = np.repeat(np.arange(len(queries)), np.diff(found.indptr))
         scores[row, found.indices] = found.data

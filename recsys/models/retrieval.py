@@ -47,15 +47,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class NamedArrays:
-    """What is nothing but arrays: it travels as a dictionary of them, by the names of its fields."""
+    """What is nothing but arrays: it travels as a dictionary of them, by the names of its fields (without
+    those that it makes of them)."""
 
     def arrays(self) -> Arrays:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """The inverse of `arrays`; others may stand among them."""
-        return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.init})
 
 
 class UserEncoding(Protocol):

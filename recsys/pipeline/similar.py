@@ -1,4 +1,4 @@
-"""Similar items: nearest by the two-tower vectors, less what the rules remove.
+"""Similar items: nearest by the vectors of the index, less what the rules remove.
 
 The asker is nobody in particular: age and country are not known unless given, so restricted items
 stay away. Rules may remove much, so the shards are asked again for more until the list is full.

@@ -1,7 +1,8 @@
 """The sources: what a model knows, asked once per batch.
 
 Each wraps a pure model from `recsys.models` and says which events of a history count for it. Only
-the two-tower source does I/O: its index shards may live in other processes.
+the two-tower source does I/O: its index shards may live in other processes. Tables answer on the event
+loop, in a millisecond or so; a model that scores the whole catalog does so in a thread.
 """
 
 import asyncio
@@ -13,9 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from recsys.errors import UnavailableError
+from recsys.interactions import Queries
 from recsys.models.item_to_item import ItemTable
 from recsys.models.popularity import propose_popular
+from recsys.models.retrieval import Fitted
 from recsys.models.sparse_scores import Proposals, decay_weights, history_matrix, look_up, propose_top
+from recsys.models.top_k import top_k
 from recsys.models.user_encoder import UserEncoder
 from recsys.pipeline.seams import Retrieved
 from recsys.types import Histories, RequestBatch, offsets_of
@@ -68,6 +72,36 @@ class PopularitySource:
     async def __call__(self, batch: RequestBatch) -> Retrieved:
         proposals = propose_popular(self.scores, requests=len(batch), k=self.k, hidden=batch.hidden)
         return Retrieved(proposals, {self.name: lambda offsets, item: _of(self.scores, item)})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The best of all items by any retrieval model, to which every user is a stranger with a history.
+
+    It takes tens of milliseconds and more, in compiled loops that let other threads run: on the event
+    loop it would hold up all other requests, and the parts of a blend would wait for each other.
+    """
+
+    name: str
+    fitted: Fitted
+    items: int  # V: younger ones are not known to it
+    k: int
+
+    async def __call__(self, batch: RequestBatch) -> Retrieved:
+        scores, proposals = await asyncio.to_thread(self._propose, batch)
+        return Retrieved(proposals, {self.name: partial(_score_of, scores)})
+
+    def _propose(self, batch: RequestBatch) -> tuple[np.ndarray, Proposals]:
+        """The scores float32 [B, V], -inf where there is none or the item is hidden, and the k best."""
+        histories = batch.histories.where(batch.histories.item < self.items)
+        scores = self.fitted.score(Queries(np.full(len(batch), -1), histories, batch.now))
+        for own, hidden in zip(scores, batch.hidden):
+            own[hidden[hidden < self.items]] = -np.inf
+        best = top_k(scores, k=min(self.k, self.items), tie_order=np.arange(self.items))
+        found = best >= 0
+        item = best[found]
+        request = np.nonzero(found)[0]
+        return scores, Proposals(offsets_of(found.sum(1)), item, scores[request, item])
 
 
 class Shard(Protocol):
@@ -141,6 +175,14 @@ def nearest(rows: np.ndarray, scores: np.ndarray, *, k: int, hidden: tuple[np.nd
         np.concatenate([*items, np.zeros(0, np.int32)]).astype(np.int32),
         np.concatenate([*values, np.zeros(0, np.float32)]).astype(np.float32),
     )
+
+
+def _score_of(scores: np.ndarray, offsets: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The score float32 [B, V] of each candidate, NaN where there is none."""
+    known = item < scores.shape[1]
+    request = np.repeat(np.arange(len(scores)), np.diff(offsets))
+    score = scores[request, np.where(known, item, 0)]
+    return np.where(known & (score > -np.inf), score, np.nan).astype(np.float32)
 
 
 def _of(scores: np.ndarray, item: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The wiring of the request path: which source, which stage, in which order. The only place.
 
-`Parts` is all that a release holds, in memory; `recommender` puts the steps together from it. A
-deployment replaces single steps by handles to elsewhere (`dataclasses.replace`), and nothing else.
+`Parts` is all that a release holds, in memory; `recommender` puts the steps together from it: of two
+stages, or of a blend of models whose merge is the order. A deployment replaces single steps by handles
+to elsewhere (`dataclasses.replace`), and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,27 @@ import polars as pl
 from recsys.errors import ReleaseError
 from recsys.experiments.assignment import Experiments
 from recsys.features.cross import FEATURES
+from recsys.models.blend import DEPTH, FittedBlend
 from recsys.models.ranker import Ranker
-from recsys.models.snapshot import Snapshot
+from recsys.models.snapshot import PipelineModels, Snapshot
 from recsys.models.sparse_scores import HistoryWeights, decay_weights, even_weights, last_order_weights
 from recsys.pipeline.backfill import Backfill
 from recsys.pipeline.diversity import MMR, DiversitySettings
 from recsys.pipeline.hydration import Hydration, UserStore
-from recsys.pipeline.ranking import Ranking
+from recsys.pipeline.ranking import Ranking, keep_order
 from recsys.pipeline.recommender import Recommender
-from recsys.pipeline.retrieval import Retrieval, RetrievalSettings
+from recsys.pipeline.retrieval import Fusion, Retrieval, RetrievalSettings
 from recsys.pipeline.rules import Rule, Rules
 from recsys.pipeline.scenes import PerSettings, Scene
 from recsys.pipeline.seams import Source
-from recsys.pipeline.sources import HistorySource, PopularitySource, Shard, TableSource, TwoTowerSource
+from recsys.pipeline.sources import (
+    HistorySource,
+    ModelSource,
+    PopularitySource,
+    Shard,
+    TableSource,
+    TwoTowerSource,
+)
 from recsys.types import Histories, RequestBatch
 
 
@@ -67,13 +76,25 @@ class Parts:
                 )
 
 
-def sources(snapshot: Snapshot, shards: Sequence[Shard], settings: RetrievalSettings) -> list[Source]:
+def retrieval(snapshot: Snapshot, shards: Sequence[Shard], settings: RetrievalSettings) -> Retrieval:
+    models = snapshot.models
+    if isinstance(models, FittedBlend):
+        # As deep as the weights were chosen by. No deadline: they compute, and nothing else would answer.
+        lists = [ModelSource(name, fitted, len(snapshot), DEPTH) for name, fitted in models.parts.items()]
+        return Retrieval(lists, Fusion(dict(zip(models.parts, models.weights.tolist())), models.constant))
+    own = sources(snapshot, models, shards, settings)
+    return Retrieval(own, Fusion(settings.weights), settings.deadline_ms)
+
+
+def sources(
+    snapshot: Snapshot, models: PipelineModels, shards: Sequence[Shard], settings: RetrievalSettings
+) -> list[Source]:
     k = settings.candidates
     return [
-        TwoTowerSource(snapshot.encoder, snapshot.vectors, shards, k["two_tower"]),
-        TableSource("ease", snapshot.ease, _even, k["ease"]),
-        TableSource("ease_decayed", snapshot.ease, partial(_decayed, settings.history), k["ease_decayed"]),
-        TableSource("basket", snapshot.basket, _newest_order, k["basket"]),
+        TwoTowerSource(models.encoder, snapshot.vectors, shards, k["two_tower"]),
+        TableSource("ease", models.ease, _even, k["ease"]),
+        TableSource("ease_decayed", models.ease, partial(_decayed, settings.history), k["ease_decayed"]),
+        TableSource("basket", models.basket, _newest_order, k["basket"]),
         HistorySource(len(snapshot), settings.history.history_half_life_days, k["history"]),
         PopularitySource(snapshot.popularity, k["popularity"]),
     ]
@@ -85,10 +106,10 @@ def recommender(parts: Parts, *, users: UserStore, shards: Sequence[Shard]) -> R
     return Recommender(
         experiments=parts.experiments,
         hydration=Hydration(users, parts.settings.scenes, parts.snapshot.category),
-        retrieval=Retrieval(
-            sources(parts.snapshot, shards, parts.settings.retrieval), parts.settings.retrieval
-        ),
-        ranking=PerSettings(partial(_ranker_of, parts), partial(_ranking_of, parts)),
+        retrieval=retrieval(parts.snapshot, shards, parts.settings.retrieval),
+        ranking=PerSettings(partial(_ranker_of, parts), partial(_ranking_of, parts))
+        if parts.rankers
+        else keep_order,
         rules=rules,
         diversity=PerSettings(partial(_diversity_of, parts), partial(_mmr_of, parts)),
         backfill=Backfill(_most_popular_first(parts.snapshot.popularity), rules),

@@ -32,14 +32,19 @@ MODELS = {
 }
 
 
-def model_class(name: str) -> type[RetrievalModel]:
-    """The class of model `name`, a dataclass of settings. Raises SettingsError for an unknown name."""
-    plain = {known.replace("_", ""): path for known, path in MODELS.items()}
-    path = plain.get(name.lower().replace("-", "").replace("_", ""))
-    if path is None:
+def model_name(name: str) -> str:
+    """`name` as it stands in MODELS: SASRec is sasrec, two-tower two_tower. Raises SettingsError."""
+    plain = {known.replace("_", ""): known for known in MODELS}
+    known = plain.get(name.lower().replace("-", "").replace("_", ""))
+    if known is None:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"no model {name!r}; {hint}there are {', '.join(MODELS)}")
-    module, _, attribute = path.partition(":")
+    return known
+
+
+def model_class(name: str) -> type[RetrievalModel]:
+    """The class of model `name`, a dataclass of settings. Raises SettingsError for an unknown name."""
+    module, _, attribute = MODELS[model_name(name)].partition(":")
     found: type[RetrievalModel] = getattr(import_module(module), attribute)
     return found

@@ -1,8 +1,8 @@
 """All retrieval models as of one moment, fitted on what came before it.
 
-The two-tower comes in trained (it needs the distributed loop); the tables and columns are fitted
-here, in seconds. One function serves the release and the ranker's training slices alike, so the
-slices are replayed with models made exactly as the served ones.
+The two-tower comes in trained (it needs the distributed loop), and so does the blend of a single stage;
+the tables and columns are fitted here, in seconds. One function serves the release and the ranker's
+training slices alike, so the slices are replayed with models made exactly as the served ones.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +12,15 @@ import numpy as np
 from recsys.features.views import item_features
 from recsys.interactions import Interactions
 from recsys.models.baskets import BasketSettings, baskets
+from recsys.models.blend import FittedBlend
 from recsys.models.ease import EaseSettings, ease
 from recsys.models.popularity import PopularitySettings, popularity
-from recsys.models.snapshot import Snapshot
+from recsys.models.snapshot import PipelineModels, Snapshot
+from recsys.models.spectral import item_factors
 from recsys.models.two_tower_settings import TowerSnapshot
 from recsys.models.user_encoder import UserEncoder
+
+DIMENSIONS = 64  # of the vectors of a single stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,39 @@ def fit_snapshot(
     past = interactions.before(tower.cutoff).below(items)
     return Snapshot(
         as_of=tower.cutoff,
-        encoder=UserEncoder.from_arrays(tower.encoder),
+        models=PipelineModels(
+            UserEncoder.from_arrays(tower.encoder),
+            ease=ease(past, settings=settings.ease),
+            basket=baskets(past, settings=settings.basket),
+        ),
         vectors=tower.item_vectors,
-        ease=ease(past, settings=settings.ease),
-        basket=baskets(past, settings=settings.basket),
         popularity=popularity(past, now=tower.cutoff, settings=settings.popularity),
         item_features=item_features(past, now=tower.cutoff),
         category=category[:items],
+    )
+
+
+def single_stage(
+    models: FittedBlend,
+    past: Interactions,
+    *,
+    as_of: int,
+    category: np.ndarray,
+    settings: TableSettings,
+    seed: int,
+) -> Snapshot:
+    """`models`, fitted on `past`, which ends before `as_of`, as a snapshot over its items.
+
+    Which items are alike is told by who took them (`spectral`), whatever the models are: tables have no
+    vectors, popularity's are all parallel, and others hold biases. `category` int32 of all items.
+    """
+    vectors = item_factors(past, dimensions=DIMENSIONS, seed=seed)
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Snapshot(
+        as_of=as_of,
+        models=models,
+        vectors=np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0),
+        popularity=popularity(past, now=as_of, settings=settings.popularity),
+        item_features=item_features(past, now=as_of),
+        category=category[: past.items],
     )

@@ -71,6 +71,7 @@ def demo(tmp_path_factory) -> tuple[Path, list[str], dict]:
     done = run(*arguments, "--stop", "--report", str(folder / "report.json"))
     assert done.returncode == 0, done.stderr + done.stdout
     for shown in (
+        "two-stage since 50 users or more come back",
         "pipeline after diversity",
         "home for user",
         "discover for user",
@@ -179,6 +180,7 @@ def full_disk(tmp_path_factory) -> Iterator[Path]:
     ("arguments", "expected"),
     [
         (["demo", "--path", "nowhere.csv"], "nowhere.csv"),
+        (["demo", "--model", "sasrek"], "did you mean 'sasrec'"),
         (["demo", "--dataset", "netflix"], "no data set 'netflix'"),
         (["demo", "--dataset", "movielens-100k"], "not shipped"),
         (["demo", "--report", "no/such/folder.json"], "no folder"),

@@ -3,15 +3,23 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from ray import serve
 
+from recsys.index.shard import IndexSettings
+from recsys.models.blend import FittedBlend
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
 from recsys.pipeline.wiring import recommender
-from recsys.releases.parts import load_parts, local_shards
+from recsys.releases.manifest import write_release
+from recsys.releases.parts import encode, load_parts, local_shards
+from recsys.settings import model_of
+from recsys.training.snapshot import TableSettings, single_stage
 from tests.deployments.service import Service, replica_pids, until
-from tests.world import NOW
+from tests.world import ITEMS, NOW
 
 USERS = [f"u{user:03d}" for user in range(50)]
 SLATE = "/v1/recommendations"
@@ -69,6 +77,43 @@ def test_a_purchase_is_known_to_every_replica(service: Service) -> None:
 
     until(lambda: not shown(), within_s=2.0, what="hidden by every replica")
     assert not shown()
+
+
+def test_a_single_stage_is_placed_and_asked_like_any_release(service: Service, tmp_path: Path) -> None:
+    """Without rankers: what ranks elsewhere leaves the order of the models, and is not missing."""
+    made = service.world.parts
+    log = service.world.interactions.before(NOW)
+    parts = {name: model_of(name).fit(log, seed=0) for name in ("covisitation", "normalized_ease")}
+    snapshot = single_stage(
+        FittedBlend(parts, np.array([0.6, 0.4], np.float32), 10.0),
+        log,
+        as_of=NOW,
+        category=made.snapshot.category,
+        settings=TableSettings(),
+        seed=0,
+    )
+    written = encode(replace(made, snapshot=snapshot, rankers={}), index=IndexSettings())
+    release = write_release(tmp_path, written, as_of=NOW, items=ITEMS)
+    before = service.release
+    service.deploy("cluster", release)
+    try:
+        plain = recommender(
+            load_parts(release), users=PointInTimeUsers(log, NOW), shards=local_shards(release)
+        )
+        for scene in ("home", "discover"):
+            expected = asyncio.run(plain.recommend(batch_of(USERS[:20], scene=scene, now=NOW, n=10))).slates
+            replies = service.slates([{"user_id": user, "scene": scene, "n": 10} for user in USERS[:20]])
+            for slate, reply in zip(expected, replies, strict=True):
+                assert reply.body["release"] == release.manifest.id
+                assert reply.body["degraded"] == []
+                found = [(item["item_id"], set(item["sources"])) for item in reply.body["items"]]
+                assert found == [(f"i{i.item}", {s.label for s in i.sources}) for i in slate.items]
+                assert all(item["score"] > 0 for item in reply.body["items"])
+        near = service.ask("/v1/similar/i7?n=3").body
+        assert len(near["items"]) == 3
+        assert near["items"][0]["score"] >= near["items"][2]["score"]
+    finally:
+        service.placement, service.release = "none", before  # whoever comes next deploys anew
 
 
 def _running(deployment: str) -> int:

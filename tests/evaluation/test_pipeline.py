@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from recsys.errors import DataError
 from recsys.evaluation.pipeline import DEPTH, DIVERSIFIED, PIPELINE, RETRIEVAL, UNION, Evaluation, evaluate
 from recsys.pipeline.offline import relevant_items, replay
 from recsys.types import DAY, Removal, Sources
@@ -130,16 +129,16 @@ def test_the_slates_are_those_that_were_served():
     assert report("home").slates == served
 
 
-def test_nobody_to_evaluate_by_is_said():
-    with pytest.raises(DataError, match="nobody to evaluate scene 'discover' by"):
-        evaluate(
-            world().recommender,
-            {},
-            scene="discover",
-            now=NOW,
-            category=CATEGORY,
-            rng=np.random.default_rng(0),
-        )
+def test_nobody_to_evaluate_by_is_no_line():
+    found = evaluate(
+        world().recommender,
+        {},
+        scene="discover",
+        now=NOW,
+        category=CATEGORY,
+        rng=np.random.default_rng(0),
+    )
+    assert (found.users, found.lines, found.slates) == (0, {}, {})
 
 
 def test_the_same_seed_gives_the_same_report():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.errors import DataError
-from recsys.evaluation.windows import ENOUGH_USERS, Windows, choose_windows
+from recsys.evaluation.windows import ENOUGH_USERS, Windows, choose_windows, held_out_window
 from recsys.interactions import Interactions
 from recsys.types import DAY, Histories, offsets_of
 
@@ -91,3 +91,32 @@ def test_users_who_only_begin_in_a_window_do_not_count():
 def test_one_window_is_its_own_end():
     windows = Windows((5 * DAY,), 9 * DAY)
     assert (windows.held_out, windows.days, windows.end_of(0)) == (5 * DAY, 4, 9 * DAY)
+
+
+def test_a_single_stage_has_the_held_out_window_alone():
+    data = every(3, until=100)
+    windows = held_out_window(data, days=7)
+    assert windows.starts == choose_windows(data, days=7, slices=4).starts[-1:]
+    assert windows.end == choose_windows(data, days=7, slices=4).end
+
+
+@pytest.mark.parametrize(
+    "data",
+    [every(3, until=100, users=ENOUGH_USERS - 1), every(1, until=20)],
+    ids=["too few users", "too short a past"],
+)
+def test_of_little_data_the_last_tenth_is_held_out(data):
+    windows = held_out_window(data, days=12)
+    assert np.mean(data.histories.time < windows.held_out) == pytest.approx(0.9, abs=0.02)
+    assert windows.end == data.histories.time.max() + 1
+
+
+@pytest.mark.parametrize("times", [[[3.0]], [[3.0, 3.0], [3.0]]])
+def test_events_of_one_moment_all_teach_and_none_judges(times):
+    windows = held_out_window(log(times), days=7)
+    assert windows.held_out == windows.end == DAY_0 + 3 * DAY + 1
+
+
+def test_a_single_stage_needs_an_event():
+    with pytest.raises(DataError, match="ingest events first"):
+        held_out_window(log([[], []]), days=7)

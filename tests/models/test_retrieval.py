@@ -1,12 +1,13 @@
 """What retrieval models have in common: settings that can't work are refused where they are given."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from recsys.errors import SettingsError
-from recsys.interactions import interactions_from_pairs
+from recsys.interactions import Tokens, interactions_from_pairs
 from recsys.models.ials import Ials
 from recsys.models.pairwise import Bpr
 from recsys.models.popularity import Popularity
@@ -60,3 +61,14 @@ def test_the_fold_in_of_many_factors_is_in_the_estimate():
 
 def test_none_leaves_a_setting_to_the_data():
     assert Ials(factors=None).factors is None
+
+
+def test_a_smaller_catalog_is_smaller_in_content_too():
+    """A release's items are fewer than the catalog's; a sequence model of it died of the tokens of all."""
+    log = interactions_from_pairs(np.array([0, 0]), np.array([0, 2]), users=1, items=3)
+    told = replace(log, item_tokens=Tokens(np.array([0, 1, 3, 4], np.int32), np.arange(4, dtype=np.int32)))
+    cut = told.below(2)
+    assert (cut.items, cut.histories.item.tolist()) == (2, [0])
+    assert cut.item_tokens is not None
+    assert (cut.item_tokens.offsets.tolist(), cut.item_tokens.id.tolist()) == ([0, 1, 3], [0, 1, 2])
+    assert log.below(2).item_tokens is None

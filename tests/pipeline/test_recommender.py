@@ -259,8 +259,7 @@ class SlowSource:
 
 def with_source(service: Recommender, name: str, wrap) -> Recommender:
     sources = [wrap(s) if s.name == name else s for s in service.retrieval.sources]
-    settings = replace(service.retrieval.settings, deadline_ms=300)
-    return replace(service, retrieval=replace(service.retrieval, sources=sources, settings=settings))
+    return replace(service, retrieval=replace(service.retrieval, sources=sources, deadline_ms=300))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from recsys.errors import UnavailableError
 from recsys.models.sparse_scores import Proposals
 from recsys.pipeline.offline import batch_of
-from recsys.pipeline.retrieval import FUSED, FUSION_CONSTANT, Retrieval, RetrievalSettings, merge
+from recsys.pipeline.retrieval import CANDIDATES, FUSED, Fusion, Retrieval, RetrievalSettings, merge
 from recsys.pipeline.seams import Retrieved
+from recsys.training.retrieval_models import MODELS
 from recsys.types import Sources, offsets_of
 
-NAMES = ("two_tower", "ease", "history", "popularity")
+NAMES = ("two_tower", "ease", "history", "popularity", "gru4rec")
 
 
 def retrieved(lists: list[list[int]], opinion: dict[int, float] | None = None, name: str = "x") -> Retrieved:
@@ -28,9 +29,7 @@ def retrieved(lists: list[list[int]], opinion: dict[int, float] | None = None, n
     )
 
 
-def merge_slowly(
-    proposed: dict[str, list[list[int]]], weights: dict[str, float]
-) -> list[dict[int, tuple[int, float]]]:
+def merge_slowly(proposed: dict[str, list[list[int]]], fusion: Fusion) -> list[dict[int, tuple[int, float]]]:
     """Of each request: item -> (source bits, fused score)."""
     requests = len(next(iter(proposed.values())))
     merged: list[dict[int, tuple[int, float]]] = [{} for _ in range(requests)]
@@ -38,7 +37,7 @@ def merge_slowly(
         for request, items in enumerate(lists):
             for rank, item in enumerate(items, start=1):
                 bits, score = merged[request].get(item, (0, 0.0))
-                gain = weights.get(name, 1.0) / (FUSION_CONSTANT + rank)
+                gain = fusion.weights.get(name, 1.0) / (fusion.constant + rank)
                 merged[request][item] = (bits | Sources[name.upper()], score + gain)
     return merged
 
@@ -55,14 +54,15 @@ def merge_slowly(
         )
     ),
     weight=st.sampled_from([0.0, 0.5, 3.0]),
+    constant=st.sampled_from([1.0, 60.0]),
 )
-def test_merging_is_its_definition(lists, weight):
-    weights = {"ease": weight}
+def test_merging_is_its_definition(lists, weight, constant):
+    fusion = Fusion({"ease": weight}, constant)
     requests = len(next(iter(lists.values())))
     candidates = merge(
-        {n: retrieved(of, name=n) for n, of in lists.items()}, requests=requests, weights=weights
+        {n: retrieved(of, name=n) for n, of in lists.items()}, requests=requests, fusion=fusion
     )
-    slow = merge_slowly(lists, weights)
+    slow = merge_slowly(lists, fusion)
     assert candidates.counts.tolist() == [len(of) for of in slow]
     for request, of in enumerate(slow):
         mine = slice(candidates.offsets[request], candidates.offsets[request + 1])
@@ -82,7 +82,7 @@ def test_every_source_scores_every_candidate_and_what_it_can_not_say_is_nan():
             "popularity": retrieved([[1], [2]], {1: 7.0, 2: 4.0, 3: 1.0}, "popularity"),
         },
         requests=2,
-        weights={},
+        fusion=Fusion(),
     )
     assert candidates.item.tolist() == [1, 3, 2]
     np.testing.assert_array_equal(candidates.scores["ease"], np.array([0.5, 0.9, np.nan], np.float32))
@@ -91,7 +91,7 @@ def test_every_source_scores_every_candidate_and_what_it_can_not_say_is_nan():
 
 def test_nothing_from_anybody():
     for answers in ({}, {"ease": retrieved([[], []], name="ease")}):
-        candidates = merge(answers, requests=2, weights={})
+        candidates = merge(answers, requests=2, fusion=Fusion())
         assert candidates.counts.tolist() == [0, 0]
         assert len(candidates.scores[FUSED]) == 0
 
@@ -118,7 +118,7 @@ def test_sources_are_asked_at_the_same_time_and_the_late_ones_left_out():
         Fixed("basket", [[5]], error=UnavailableError("gone")),
         Fixed("popularity", [[2, 3]]),
     ]
-    candidates = asyncio.run(Retrieval(sources, RetrievalSettings(deadline_ms=400))(batch))
+    candidates = asyncio.run(Retrieval(sources, deadline_ms=400)(batch))
     assert candidates.item.tolist() == [1, 2, 3]
     assert candidates.degraded == (("history", "basket"),)
     assert set(candidates.proposed) == {"ease", "popularity"}
@@ -127,13 +127,28 @@ def test_sources_are_asked_at_the_same_time_and_the_late_ones_left_out():
 def test_a_bug_in_a_source_is_not_a_missing_source():
     batch = batch_of(["a"], scene="home", now=0, n=1)
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(Retrieval([Fixed("ease", [[1]], error=ZeroDivisionError())], RetrievalSettings())(batch))
+        asyncio.run(Retrieval([Fixed("ease", [[1]], error=ZeroDivisionError())])(batch))
 
 
-def test_a_settings_file_that_forgets_a_source_is_told_so():
-    """`candidates: {history: 100}` replaces the whole mapping; building the path then died of KeyError."""
-    for candidates in ({"history": 100}, {**RetrievalSettings().candidates, "histroy": 5}):
-        with pytest.raises(ValueError, match="candidates"):
-            RetrievalSettings(candidates=candidates)
+def test_far_requests_and_items_do_not_run_into_the_bits_of_their_sources():
+    item = 50_000_000
+    candidates = merge(
+        {"gru4rec": retrieved([[]] * 127 + [[item]]), "two_tower": retrieved([[0]] * 127 + [[item]])},
+        requests=128,
+        fusion=Fusion(),
+    )
+    assert candidates.item.tolist() == [0] * 127 + [item]
+    assert candidates.source[-1] == Sources.GRU4REC | Sources.TWO_TOWER
+
+
+def test_every_model_can_be_a_source():
+    assert {name.upper() for name in MODELS if name != "auto"} <= set(Sources.__members__)
+
+
+def test_how_many_each_source_proposes_has_its_default():
+    """`candidates: {history: 100}` replaced the whole mapping; building the path then died of KeyError."""
+    assert RetrievalSettings(candidates={"history": 100}).candidates == CANDIDATES | {"history": 100}
+    with pytest.raises(ValueError, match="candidates of histroy"):
+        RetrievalSettings(candidates={"histroy": 5})
     with pytest.raises(ValueError, match="two_towers"):
         RetrievalSettings(weights={"two_towers": 2.0})

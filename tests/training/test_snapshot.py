@@ -58,7 +58,7 @@ def test_a_snapshot_is_the_same_after_it_has_travelled(log, tower):
     assert back.category.tolist() == [0, 1, 2, 3]
     histories, now = log.before(CUTOFF).histories, np.full(USERS, CUTOFF)
     np.testing.assert_array_equal(
-        back.encoder.encode(histories, now=now), made.encoder.encode(histories, now=now)
+        back.models.encoder.encode(histories, now=now), made.models.encoder.encode(histories, now=now)
     )
 
 
