@@ -49,5 +49,5 @@ def profile(data: Interactions) -> Profile:
         asked=data.asked,
         described=float(np.mean(np.diff(tokens.offsets) > 0)) if tokens is not None and len(tokens) else 0.0,
         cold_items=float(np.mean(taken < COLD_EVENTS)) if data.items else 0.0,
-        repeats=1 - pairs / max(events, 1),
+        repeats=(events - pairs) / max(events, 1),
     )

@@ -127,6 +127,29 @@ def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tup
     return rest, judge_users(rest, user=chosen, item=log.item[row], value=log.value[row])
 
 
+def hold_out_orders(train: Interactions, *, users: int, seed: int) -> tuple[Interactions, Judged]:
+    """A validation slice: the whole newest order of each of at most `users` users who have two. By the clock
+    what was taken before is not asked for; a user whose newest order has nothing else is no query.
+
+    One line of an order would be betrayed by the others.
+    """
+    log = train.histories
+    some = log.counts > 0
+    last = np.zeros(train.users, np.int64)
+    last[some] = log.order[log.offsets[1:][some] - 1]
+    newest = log.order == last[log.request]
+    eligible = np.flatnonzero(np.bincount(log.request[newest], minlength=train.users) < log.counts)
+    chosen = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
+    row = np.flatnonzero(newest & np.isin(log.request, chosen))
+    keep = np.ones(len(log.item), bool)
+    keep[row] = False
+    rest = train.where(keep)
+    if train.timing is Timing.CLOCK:
+        taken = rest.histories.request * train.items + rest.histories.item
+        row = row[~np.isin(log.request[row] * train.items + log.item[row], taken)]
+    return rest, judge_users(rest, user=log.request[row], item=log.item[row], value=log.value[row])
+
+
 def hold_out_sessions(train: Interactions, *, sessions: int, seed: int) -> tuple[Interactions, Judged]:
     """A validation slice of whole histories, at most `sessions` of those with two events: each event but the
     first is asked for, of a stranger who took what came before. Nothing is masked."""

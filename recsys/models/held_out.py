@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.datasets.problem import Judged, hold_out, hold_out_sessions, judge_users
+from recsys.datasets.problem import Judged, hold_out, hold_out_orders, hold_out_sessions, judge_users
 from recsys.interactions import Asked, Interactions, Queries, Timing
 from recsys.models.spectral import item_factors
 from recsys.types import ragged_index
@@ -25,12 +25,15 @@ def validation_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Ju
     return hold_out(data, users=USERS, seed=seed, newest=data.timing is Timing.SEQUENCE)
 
 
-def spared_slice(data: Interactions, *, seed: int, newest: bool | None = None) -> tuple[Interactions, Judged]:
-    """`validation_slice` for a model that never trains on the slice: small logs keep nearly all events.
-    `newest` says whether a user's newest event is held out, or any; None = of a sequence."""
+def spared_slice(data: Interactions, *, seed: int) -> tuple[Interactions, Judged]:
+    """`validation_slice` for a model that never trains on the slice."""
+    return hold_out(data, users=spared_users(data), seed=seed, newest=data.timing is Timing.SEQUENCE)
+
+
+def spared_users(data: Interactions) -> int:
+    """How many a model can do without that never trains on them: small logs keep nearly all events."""
     users = min(USERS, len(data) // SHARE)
-    newest = data.timing is Timing.SEQUENCE if newest is None else newest
-    return hold_out(data, users=users if users >= LEAST else 0, seed=seed, newest=newest)
+    return users if users >= LEAST else 0
 
 
 def asked_slice(data: Interactions, *, most: int, seed: int) -> tuple[Interactions, Judged]:
@@ -39,7 +42,9 @@ def asked_slice(data: Interactions, *, most: int, seed: int) -> tuple[Interactio
         return hold_out_sessions(data, sessions=most, seed=seed)
     if data.asked is Asked.OTHER:
         return hold_out_alike(data, users=most, seed=seed)
-    return hold_out(data, users=most, seed=seed, newest=data.asked is Asked.NEXT)
+    if data.asked is Asked.NEXT:
+        return hold_out_orders(data, users=most, seed=seed)
+    return hold_out(data, users=most, seed=seed, newest=False)
 
 
 def hold_out_alike(data: Interactions, *, users: int, seed: int) -> tuple[Interactions, Judged]:

@@ -1,9 +1,9 @@
 """SASRec and GRU4Rec as retrieval models: one fit on any interactions, whatever their times mean.
 
-Decides what an example is (a history's events, cut where they exceed the window, elsewhere in each pass;
-a history without an order is shuffled anew), what a batch is (histories of like length, so many events
-in all), and how long it trains: a number of passes by the size of the log, with a small slice of newest
-events that says which pass was best.
+Decides what an example is (each event after the orders before it; histories are cut where they exceed the
+window, elsewhere in each pass; one without an order is shuffled anew), what a batch is (histories of like
+length, so many events in all), and how long it trains: a number of passes by the size of the log, with a
+small slice, asked as the test will ask, that says which pass was best.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,13 +14,14 @@ import torch
 
 from recsys.datasets.problem import Judged
 from recsys.interactions import Asked, Interactions, Timing
-from recsys.models.held_out import held_out_ndcg, spared_slice
+from recsys.models.held_out import asked_slice, spared_users
 from recsys.models.retrieval import Estimate, Progress, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sequence.encoder import SequenceEncoder, padded
 from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.models.two_tower_settings import Negatives
+from recsys.training.blend import lists_of, ndcg_of
 from recsys.training.loop import Arrays, LoopSettings, train
 from recsys.training.negatives import Pool, draw_pool, whole_pool
 from recsys.types import Histories, ragged_index
@@ -88,7 +89,7 @@ class SequenceModel(SequenceSettings):
         """What the loop trains. `start` must be None: every fit begins anew."""
         assert start is None
         data = data.teaching()
-        data, judged = spared_slice(data, seed=seed, newest=data.asked in (Asked.NEXT, Asked.SESSION))
+        data, judged = asked_slice(data, most=spared_users(data), seed=seed)
         torch.manual_seed(seed)
         tokens = data.item_tokens if self.content else None
         settings = self.settled(data)
@@ -186,7 +187,7 @@ class SequenceTask:
             "rows": rows.astype(np.int64),
             "event": event[:, :width],
             "target": of_target,
-            "place": ragged_index(np.arange(len(counts)) * width, counts),
+            "place": ragged_index(np.arange(len(counts)) * width, counts) - within_order(histories),
             "weight": weight,
             "pool": of_pool,
             "log_expected": pool.log_expected,
@@ -211,10 +212,11 @@ class SequenceTask:
         )
 
     def validate(self) -> float:
-        """NDCG@20 of what was held out; NaN where nothing was."""
+        """NDCG@10 of what was held out; NaN where nothing was."""
         if not len(self.judged):
             return float("nan")
-        return held_out_ndcg(self.settings.finish(self).score, self.judged, items=self.data.items)
+        lists = lists_of(self.settings.finish(self), self.judged, items=self.data.items)
+        return ndcg_of(lists, self.judged, items=self.data.items)
 
 
 def pieces(data: Interactions, *, window: int, rng: np.random.Generator) -> tuple[Histories, np.ndarray]:
@@ -231,6 +233,15 @@ def pieces(data: Interactions, *, window: int, rng: np.random.Generator) -> tupl
     place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
     ends = log.offsets[owner] + np.minimum(first[owner] + place * window, counts[owner])
     return replace(log, offsets=np.append(0, ends).astype(np.int32)), weight
+
+
+def within_order(histories: Histories) -> np.ndarray:
+    """How many events of the same order stand before each event, int64 [M]: what comes together is asked for
+    where the order before it ended."""
+    place, order = np.arange(len(histories.item)), histories.order
+    begins = np.append(True, order[1:] != order[:-1])[: len(order)]
+    begins[histories.offsets[:-1][histories.counts > 0]] = True
+    return place - np.maximum.accumulate(np.where(begins, place, 0))
 
 
 def alike(counts: np.ndarray, *, size: int, rng: np.random.Generator) -> list[np.ndarray]:

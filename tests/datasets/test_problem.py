@@ -1,9 +1,11 @@
 """What is asked: targets, masks and the moment of the question; and the slice cut for choosing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from recsys.datasets.problem import hold_out, judge_users
+from recsys.datasets.problem import hold_out, hold_out_orders, judge_users
 from recsys.interactions import Timing, interactions_from_pairs
 from recsys.types import DAY
 
@@ -83,3 +85,13 @@ def test_nobody_is_held_out_where_nobody_has_two():
     log = interactions_from_pairs(np.array([0]), np.array([0]), users=1, items=1)
     rest, judged = hold_out(log, users=10, seed=0, newest=True)
     assert (len(rest), len(judged)) == (1, 0)
+
+
+def test_a_newest_order_is_held_out_whole():
+    user, item, time = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 3, 3, 4]), np.arange(8)
+    log = interactions_from_pairs(user, item, users=4, items=5, time=time, timing=Timing.CLOCK)
+    log = replace(log, histories=replace(log.histories, order=np.array([7, 8, 8, 9, 9, 1, 2, 2])))
+    rest, judged = hold_out_orders(log, users=9, seed=0)
+    assert judged.queries.user.tolist() == [0, 2]  # who has one order keeps it
+    assert rest.histories.item.tolist() == [0, 0, 1, 3]
+    assert judged.target.tolist() == [1, 2, 4]  # 3 was taken before

@@ -10,7 +10,7 @@ from recsys.errors import SettingsError
 from recsys.interactions import Interactions, Queries, Timing, interactions_from_pairs
 from recsys.models.sequence.encoder import SequenceEncoder
 from recsys.training.loop import train
-from recsys.training.sequence_model import Gru4Rec, SasRec, SequenceModel, alike, pieces
+from recsys.training.sequence_model import Gru4Rec, SasRec, SequenceModel, alike, pieces, within_order
 from recsys.types import Histories, offsets_of
 from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
 
@@ -162,7 +162,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(model):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"heads": 3}, {"window": 0}, {"dropout": 1.5}, {"popular": 0, "uniform": 0}, {"temperature": 0}],
+    [{"heads": 3}, {"window": 0}, {"dropout": 1.5}, {"popular": 0, "uniform": 0}, {"temperature": -1}],
 )
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(SettingsError):
@@ -195,3 +195,17 @@ def test_a_rank_without_a_share_of_a_batch_takes_part_and_changes_nothing(model)
     loss.backward()
     assert loss == 0
     assert all(p.grad is None or (p.grad == 0).all() for p in task.module.parameters())
+
+
+def test_what_is_ordered_together_is_asked_for_together():
+    """The lines of an order say nothing of each other: they are not there when it is predicted."""
+    log = circles(users=2, items=12, length=6)
+    order = np.array([0, 0, 1, 2, 2, 2, 1, 1, 1, 1, 3, 3])
+    log = replace(log, histories=replace(log.histories, order=order))
+    np.testing.assert_array_equal(within_order(log.histories), [0, 1, 0, 0, 1, 2, 0, 1, 2, 3, 0, 1])
+    task = replace(SAS, batch=100).task(log, seed=0)
+    rng = np.random.default_rng(0)
+    task.begin(0, rng)
+    batch = task.batch(0, rng, rank=0, ranks=1)
+    place = batch["place"].numpy().reshape(2, 6) - 6 * np.arange(2)[:, None]
+    assert sorted(place.tolist()) == [[0, 0, 0, 0, 4, 4], [0, 0, 2, 3, 3, 3]]

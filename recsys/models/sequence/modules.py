@@ -22,7 +22,8 @@ from recsys.types import ragged_index
 
 
 class SequenceModule(nn.Module):
-    """With settings of which none is left to the log. `layers` maps normed events [B, n, d] to outputs [B, n, d]; position i sees 0 .. i only."""
+    """With settings of which none is left to the log. `layers` maps normed events [B, n, d] to outputs
+    [B, n, d]; position i sees 0 .. i only."""
 
     serves: type[SequenceEncoder]
 
