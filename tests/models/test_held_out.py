@@ -48,14 +48,15 @@ def test_who_has_one_event_keeps_it_and_who_has_two_keeps_one():
 @pytest.mark.parametrize("asked", list(Asked))
 def test_a_slice_asks_as_the_test_will(timing, asked):
     log = replace(log_of(*pairs(), timing), asked=asked)
-    rest, judged = asked_slice(log, most=30, seed=0)
+    most = 4 if asked is Asked.SESSION else 30
+    rest, judged = asked_slice(log, most=most, seed=0)
     users = np.unique(judged.queries.user)
     assert rest.asked is asked
     if asked is Asked.SESSION:
         assert users.tolist() == [-1]
-        assert (rest.histories.counts > 0).sum() == USERS - 1 - 30
+        assert (rest.histories.counts > 0).sum() == USERS - 1 - most
         assert (judged.queries.histories.counts > 0).all()
-        assert len(judged) == len(log) - len(rest) - 30  # all but the first of each
+        assert len(judged) == len(log) - len(rest) - most  # all but the first of each
         return
     assert len(users) == len(judged) == 30
     assert len(rest) + len(judged.target) == len(log)
@@ -72,3 +73,10 @@ def test_nobody_with_two_events_gives_no_question():
         rest, judged = asked_slice(replace(log, asked=asked), most=5, seed=0)
         assert len(judged) == 0
         assert len(rest) == 4
+
+
+def test_most_sessions_stay_to_be_learned_from():
+    """All of a small log's were held out, and nothing taught."""
+    log = replace(log_of(*pairs(), Timing.SEQUENCE), asked=Asked.SESSION)
+    rest, _ = asked_slice(log, most=20_000, seed=0)
+    assert (rest.histories.counts > 0).sum() == USERS - 1 - (USERS - 1) // 10
