@@ -12,7 +12,7 @@ import numpy as np
 from recsys.interactions import Interactions, Tokens
 from recsys.models.retrieval import Arrays, Fitted
 from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
-from recsys.training.loop import LoopSettings, Task, best_of, restore, train
+from recsys.training.loop import FitTask, best_of, restore, train
 from recsys.training.runner import train_data_parallel
 from recsys.training.two_tower import train_two_tower
 
@@ -66,19 +66,12 @@ def _two_tower_loop(data: Mapping[str, Any], done: Sequence[Arrays]) -> Iterator
         }
 
 
-class FitTask(Task, Protocol):
-    """All that a fit is, but for the data's way to the workers."""
-
-    @property
-    def loop(self) -> LoopSettings: ...
-
-
 class TorchModel(Protocol):
     """A retrieval model that the loop trains: the two-tower, and sequential models."""
 
     def task(
         self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
-    ) -> "FitTask":
+    ) -> FitTask:
         """`start` are the arrays of an earlier fit; with `blank` the caller sets the module's parameters."""
         ...
 

@@ -113,6 +113,23 @@ def train(
         restore(module, state.best)
 
 
+class FitTask(Task, Protocol):
+    """A task that says how it is trained: the whole of a model's fit."""
+
+    @property
+    def loop(self) -> LoopSettings: ...
+
+
+def run_fit(task: FitTask, *, seed: int, progress: Callable[[float, str], None]) -> None:
+    """Trains `task` to its end, here."""
+
+    def tell(share: float, loss: float) -> None:
+        progress(share, f"loss {loss:.3f}")
+
+    for _ in train(task, settings=task.loop, seed=seed, progress=tell):
+        pass
+
+
 def best_of(checkpoint: Arrays) -> dict[str, np.ndarray]:
     """The parameters of the best epoch so far; of the newest if none could be told."""
     best = _part(checkpoint, _BEST)

@@ -22,7 +22,7 @@ from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceMod
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.models.two_tower_settings import Negatives
 from recsys.training.blend import lists_of, ndcg_of
-from recsys.training.loop import Arrays, LoopSettings, train
+from recsys.training.loop import Arrays, LoopSettings, run_fit
 from recsys.training.negatives import Pool, draw_pool, whole_pool
 from recsys.types import Histories, ragged_index
 
@@ -78,9 +78,7 @@ class SequenceModel(SequenceSettings):
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SequenceEncoder:
         """Events of weight 0 are left out; others weigh as targets. Raises DataError without an event."""
         task = self.task(data, seed=seed)
-        tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
-        for _ in train(task, settings=task.loop, seed=seed, progress=tell):
-            pass
+        run_fit(task, seed=seed, progress=progress)
         return self.finish(task)
 
     def task(

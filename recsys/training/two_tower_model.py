@@ -22,7 +22,7 @@ from recsys.models.spectral import item_factors
 from recsys.models.two_tower import TwoTower, array_of, folded
 from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
 from recsys.training.examples import Examples, LeftOut, NextOrders, Together, orders_of, spread
-from recsys.training.loop import LoopSettings, train
+from recsys.training.loop import LoopSettings, run_fit
 from recsys.training.two_tower import Batch, Batches, UserSide
 from recsys.training.warm_start import start_from
 
@@ -110,14 +110,12 @@ class TwoTowerModel(TwoTowerSettings):
         Raises DataError without an event, SettingsError where `start` has other shapes.
         """
         task = self.task(data, seed=seed, start=start)
-        tell = lambda share, loss: progress(share, f"loss {loss:.3f}")  # noqa: E731
-        for _ in train(task, settings=task.loop, seed=seed, progress=tell):
-            pass
+        run_fit(task, seed=seed, progress=progress)
         return self.finish(task)
 
     def task(
         self, data: Interactions, *, seed: int, start: Arrays | None = None, blank: bool = False
-    ) -> "FitTask":
+    ) -> "TwoTowerTask":
         """What the loop trains; `blank` = the caller sets the module's parameters, so that nothing need be
         computed for its start."""
         if data.weight is not None:
@@ -152,7 +150,7 @@ class TwoTowerModel(TwoTowerSettings):
         taught = np.bincount(data.histories.item, minlength=data.items) > 0
         batches = Batches(module, examples, Negatives(self.in_batch, self.uniform), taught, users)
         batch, epochs, steps = self._schedule(int((examples.chance > 0).sum()), examples.length())
-        return FitTask(module, batches, data, judged, hide, self, batch, epochs, steps)
+        return TwoTowerTask(module, batches, data, judged, hide, self, batch, epochs, steps)
 
     def _kind(self, timing: Timing) -> str:
         if self.examples != "auto":
@@ -200,7 +198,7 @@ class TwoTowerModel(TwoTowerSettings):
         )
         return following if kind == "next" else Together((following, left_out))
 
-    def finish(self, task: "FitTask") -> FittedTwoTower:
+    def finish(self, task: "TwoTowerTask") -> FittedTwoTower:
         """The arrays of what the module has become."""
         module, taught, users = task.module, task.batches.taught, task.batches.users
         described = np.zeros(task.data.items, bool)
@@ -238,7 +236,7 @@ class TwoTowerModel(TwoTowerSettings):
 
 
 @dataclass(slots=True)
-class FitTask:
+class TwoTowerTask:
     """A `Task` of the loop: all examples again and again, in epochs of the same number of steps."""
 
     module: TwoTower
