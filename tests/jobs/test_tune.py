@@ -47,7 +47,7 @@ def test_what_is_given_stays_and_each_trial_is_a_run(settings: Settings) -> None
     assert {one.info.run_name for one in runs} == {f"covisitation {n}" for n in range(3)}
     (first,) = [one for one in runs if one.info.run_name == "covisitation 0"]
     assert first.data.params["model"] == model
-    assert first.data.metrics["ndcg_at_20 at 9 of 9"] == pytest.approx(figures["defaults"])
+    assert first.data.metrics["ndcg_at_10 at 9 of 9"] == pytest.approx(figures["defaults"])
     assert run(settings, model=model, trials=3) == figures  # nothing is run again
     with pytest.raises(SettingsError, match="another name, or delete the folder"):
         run(settings, model="covisitation window=3", trials=4)
