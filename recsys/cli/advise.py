@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def advise(
     _print_profile(console, found)
     print_decision(console, decision)
     command = f"recsys evaluate --format {format_} --path {path} --model auto"
-    console.print(f"\ntry them: [bold]{command}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"\ntry them: [bold]{escape(command)}[/bold]", highlight=False, soft_wrap=True)
     plain = {k: getattr(v, "value", v) for k, v in asdict(found).items()}
     told = {k: getattr(v, "value", v) for k, v in asdict(decision).items()}
     print(json.dumps({"profile": plain, "decision": told}))
@@ -82,7 +83,7 @@ def print_choice(console: Console, fitted: Any) -> None:
         table.add_column(column, justify="left" if column in ("model", "") else "right")
     for one in sorted(fitted.tried, key=lambda one: (one.why != "", -one.ndcg)):
         figures = (f"{one.ndcg:.4f}", f"{one.seconds:.0f}") if not one.why else ("", "")
-        table.add_row(one.model, *figures, f"{one.weight:.1f}" if one.weight else "", one.why)
+        table.add_row(one.model, *figures, f"{one.weight:.1f}" if one.weight else "", escape(one.why))
     console.print(table)
     kind = "blend" if len(fitted.parts) > 1 else "single model"
     console.print(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -114,7 +115,7 @@ def _run(
 
     estimate = model.estimate(problem.train)
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"
-    bars.console.print(f"{title}: {needs}", highlight=False)
+    bars.console.print(f"{title}: {needs}", highlight=False, markup=False)
     check_capacity(estimate, what=title, available_mb=1000 * memory_gb if memory_gb else free_mb())
     bar = bars.task_ids[-1]
 
@@ -163,7 +164,7 @@ def _what(problem: Problem) -> str:
 
 def _print_summary(console: Console, name: str, summary: Summary) -> None:
     metrics = list(next(iter(summary.groups.values())))
-    table = Table(title=name, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(name), title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("")
     for metric in metrics:
         table.add_column(metric, justify="right")
@@ -180,7 +181,7 @@ def _cell(value: tuple[float, float, float] | None) -> str:
 
 
 def _print_difference(console: Console, name: str, difference: dict[str, dict[str, Compared]]) -> None:
-    table = Table(title=name, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(name), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in ("", "metric", "difference", "95 % interval", "p"):
         table.add_column(column, justify="left" if column in ("", "metric") else "right")
     for group, line in difference.items():

@@ -169,6 +169,15 @@ def test_a_path_with_brackets_is_no_markup_of_the_bar():
         bars.add_task("reading data[/old]")
 
 
+def test_auto_tells_what_it_tried_and_brackets_of_settings_are_no_markup(adjacency):
+    """`models=[...]` was read as markup, and told as `models=`."""
+    text = "auto models=[popularity,covisitation]"
+    out, line = evaluate("--format", "adjacency", "--path", adjacency, "--model", text)
+    assert out.count(text) == 2  # what it takes, and the title of the table
+    assert line["model"] == "auto"
+    assert "chosen: " in out
+
+
 def test_a_run_can_be_tracked(adjacency, tmp_path):
     store = tmp_path / "mlflow.db"
     given = ("--format", "adjacency", "--path", adjacency, "--model", "popularity", "--seed", 7)
