@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def advise(
     console = Console() if Console().is_terminal else Console(width=160)
     _print_profile(console, found)
     print_decision(console, decision)
-    command = f"recsys evaluate --format {format_} --path {path} --model auto"
+    command = f"recsys evaluate --format {format_} --path {shlex.quote(str(path))} --model auto"
     console.print(f"\ntry them: [bold]{escape(command)}[/bold]", highlight=False, soft_wrap=True)
     plain = {k: getattr(v, "value", v) for k, v in asdict(found).items()}
     told = {k: getattr(v, "value", v) for k, v in asdict(decision).items()}

@@ -35,7 +35,7 @@ def test_it_tells_the_profile_the_leaf_its_reasons_and_what_to_run(sequences):
     assert line["decision"]["answers"] == "online"
     for reason in line["decision"]["reasons"]:
         assert reason in out
-    assert f"recsys evaluate --format sequences --path {sequences} --model auto" in out
+    assert f"recsys evaluate --format sequences --path '{sequences}' --model auto" in out
 
 
 def test_what_is_needed_changes_the_advice(sequences):
