@@ -40,7 +40,7 @@ def asked_slice(data: Interactions, *, most: int, seed: int) -> tuple[Interactio
     """What is left of `data`, and the questions of at most `most` users or sessions, as the test will ask."""
     if data.asked is Asked.SESSION:
         sessions = int((data.histories.counts > 0).sum()) // 10  # they are held out whole
-        return hold_out_sessions(data, sessions=min(most, sessions), seed=seed)
+        return hold_out_sessions(data, sessions=min(most, sessions))
     if data.asked is Asked.OTHER:
         return hold_out_alike(data, users=most, seed=seed)
     if data.asked is Asked.NEXT:

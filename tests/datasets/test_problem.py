@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.datasets.problem import hold_out, hold_out_orders, judge_users
+from recsys.datasets.problem import hold_out, hold_out_orders, hold_out_sessions, judge_users
 from recsys.interactions import Timing, interactions_from_pairs
 from recsys.types import DAY
 
@@ -95,3 +95,15 @@ def test_a_newest_order_is_held_out_whole():
     assert judged.queries.user.tolist() == [0, 2]  # who has one order keeps it
     assert rest.histories.item.tolist() == [0, 0, 1, 3]
     assert judged.target.tolist() == [1, 2, 4]  # 3 was taken before
+
+
+def test_the_last_sessions_are_held_out_whole_and_asked_at_each_step():
+    user, item = np.array([0, 0, 1, 1, 2, 2, 2, 3]), np.array([0, 1, 1, 2, 3, 3, 0, 4])
+    log = interactions_from_pairs(user, item, users=4, items=5, timing=Timing.SEQUENCE)
+    rest, judged = hold_out_sessions(log, sessions=1)
+    assert rest.histories.item.tolist() == [0, 1, 1, 2, 4]  # the last one has one event, and stays
+    assert judged.queries.user.tolist() == [-1, -1]
+    assert lists(judged.queries.histories.offsets, judged.queries.histories.item) == [[3], [3, 3]]
+    assert judged.target.tolist() == [3, 0]
+    assert len(judged.masked) == 0
+    assert len(hold_out_sessions(log, sessions=0)[1]) == 0
