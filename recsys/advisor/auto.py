@@ -24,7 +24,7 @@ from recsys.models.held_out import asked_slice
 from recsys.models.retrieval import Estimate, Fitted, Progress, check_settings, silent
 from recsys.models.search_space import Space
 from recsys.training.blend import Weights, choose_weights, lists_of, ndcg_of
-from recsys.training.retrieval_models import model_class
+from recsys.training.retrieval_models import model_class, model_name
 
 MOST_USERS = 20_000  # on the slice
 FEW = 50  # fewer questions can't tell models apart
@@ -67,9 +67,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         check_settings(self, counts=("most",), positive=("budget_minutes", "memory_gb", "latency_ms"))
-        for name in self.models:
-            model_class(name)
-        if "auto" in self.models:
+        if "auto" in map(model_name, self.models):
             raise SettingsError("models = auto: it can't be one of those that it tries")
 
     def estimate(self, data: Interactions) -> Estimate:
@@ -81,7 +79,7 @@ class Auto:
         """Raises DataError where no model could be trained."""
         decision = decide(profile(data), latency_ms=self.latency_ms, real_time=self.real_time)
         run = _Run(self, data, seed, progress)
-        names = self.models or decision.models
+        names = tuple(map(model_name, self.models)) or decision.models
         tried = run.try_in_turn(names) if len(run.judged) < FEW else run.compare(names)
         chosen = run.chosen
         told = tuple(replace(one, weight=chosen.of.get(one.model, 0.0)) for one in tried)

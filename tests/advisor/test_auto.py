@@ -95,7 +95,13 @@ def test_the_first_model_that_can_be_trained_is_taken():
 def test_settings_come_as_text_and_bad_ones_are_typed_errors():
     model = model_of("auto budget_minutes=5 models=[ease,popularity]")
     assert model == Auto(budget_minutes=5, models=("ease", "popularity"))
-    for text in ("auto models=[eese]", "auto models=[auto]", "auto budget_minutes=0", "auto most=0"):
+    for text in (
+        "auto models=[eese]",
+        "auto models=[auto]",
+        "auto models=[Auto]",
+        "auto budget_minutes=0",
+        "auto most=0",
+    ):
         with pytest.raises(SettingsError):
             model_of(text)
 
@@ -105,3 +111,9 @@ def test_progress_only_grows():
     CHEAP.fit(log_of(*pairs()), seed=0, progress=lambda share, doing: told.append(share))
     assert told == sorted(told)
     assert told[-1] <= 1
+
+
+def test_parts_have_the_names_that_sources_have():
+    """A part that was asked for as two-tower had no source to be served by."""
+    fitted = replace(CHEAP, models=("Co-Visitation",)).fit(log_of(*pairs(), Timing.SEQUENCE), seed=0)
+    assert list(fitted.parts) == ["covisitation"]
