@@ -14,6 +14,8 @@ import numpy as np
 from recsys.errors import DataError
 from recsys.types import DAY, Histories, offsets_of
 
+COLD_ITEM_EVENTS = 5  # an item with fewer training events is a cold item
+
 
 class Timing(Enum):
     CLOCK = "clock"  # epoch seconds

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.interactions import Asked, Interactions, Timing
-
-COLD_EVENTS = 5  # an item with fewer events is cold
+from recsys.interactions import COLD_ITEM_EVENTS, Asked, Interactions, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class Profile:
     timing: Timing
     asked: Asked
     described: float  # share of items with content
-    cold_items: float  # share of items with fewer than COLD_EVENTS events
+    cold_items: float  # share of items with fewer than COLD_ITEM_EVENTS events
     repeats: float  # share of events whose user took the item before
 
     @property
@@ -48,6 +46,6 @@ def profile(data: Interactions) -> Profile:
         timing=data.timing,
         asked=data.asked,
         described=float(np.mean(np.diff(tokens.offsets) > 0)) if tokens is not None and len(tokens) else 0.0,
-        cold_items=float(np.mean(taken < COLD_EVENTS)) if data.items else 0.0,
+        cold_items=float(np.mean(taken < COLD_ITEM_EVENTS)) if data.items else 0.0,
         repeats=(events - pairs) / max(events, 1),
     )

@@ -121,10 +121,15 @@ def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tup
     chosen = np.sort(rng.permutation(eligible)[:users])
     last = log.offsets[chosen + 1].astype(np.int64) - 1
     row = last if newest else last - (rng.random(len(chosen)) * log.counts[chosen]).astype(np.int64)
-    keep = np.ones(len(log.item), bool)
+    return without_rows(train, row)
+
+
+def without_rows(train: Interactions, row: np.ndarray) -> tuple[Interactions, Judged]:
+    """`train` less its events `row` int [N], ascending, and the questions that ask for these."""
+    log, keep = train.histories, np.ones(len(train), bool)
     keep[row] = False
     rest = train.where(keep)
-    return rest, judge_users(rest, user=chosen, item=log.item[row], value=log.value[row])
+    return rest, judge_users(rest, user=log.request[row], item=log.item[row], value=log.value[row])
 
 
 def hold_out_orders(train: Interactions, *, users: int, seed: int) -> tuple[Interactions, Judged]:

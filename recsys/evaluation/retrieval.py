@@ -14,12 +14,12 @@ import numpy as np
 
 from recsys.datasets.problem import Judged, Problem
 from recsys.evaluation.full_ranking import measure, rank_all
+from recsys.interactions import COLD_ITEM_EVENTS
 from recsys.metrics import bootstrap_interval, coverage_at, novelty_at, paired_difference
 from recsys.models.retrieval import Fitted, Predicts, Progress, RetrievalModel, silent
 from recsys.types import offsets_of
 
 Compared = tuple[float, float, float, float]  # mean difference, low, high, p
-COLD_ITEM_EVENTS = 5  # a target with fewer training events is a cold item
 EVERYONE, COLD_ITEMS = "all", "cold items"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.datasets.problem import Judged, hold_out, hold_out_orders, hold_out_sessions, judge_users
+from recsys.datasets.problem import Judged, hold_out, hold_out_orders, hold_out_sessions, without_rows
 from recsys.interactions import Asked, Interactions, Queries, Timing
 from recsys.models.spectral import item_factors
 from recsys.types import ragged_index
@@ -71,10 +71,7 @@ def hold_out_alike(data: Interactions, *, users: int, seed: int) -> tuple[Intera
     order = np.lexsort((-near, owner))
     place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     row = np.sort(event[order[place < np.ceil(ALIKE_SHARE * counts)[owner]]])
-    keep = np.ones(len(log.item), bool)
-    keep[row] = False
-    rest = data.where(keep)
-    return rest, judge_users(rest, user=log.request[row], item=log.item[row], value=log.value[row])
+    return without_rows(data, row)
 
 
 def held_out_ndcg(score: Callable[[Queries], np.ndarray], judged: Judged, *, items: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_BLOCK = 1 << 19  # logits that are held at once on a CPU; 4 MB
+_BLOCK = 1 << 19  # logits that are held at once on a CPU; 2 MB
 
 
 def softmax_loss(

@@ -24,6 +24,11 @@ class Pool:
         place = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
         return np.where(self.items[place] == items, place, -1)
 
+    def masked(self, hidden: np.ndarray, owner: np.ndarray) -> np.ndarray:
+        """Flat positions in [B, N] of the pairs of item `hidden` and example `owner` [Z], of those in it."""
+        place = self.places(hidden)
+        return (owner * len(self.items) + place)[place >= 0]
+
 
 def draw_pool(
     target: np.ndarray,

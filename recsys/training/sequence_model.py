@@ -143,6 +143,8 @@ class SequenceTask:
     settings: SequenceModel
     epochs: int
     expected: np.ndarray = field(init=False)  # float64 [V] share of each item among targets
+    cumulative: np.ndarray = field(init=False)  # float64 [V] of it
+    taught: np.ndarray = field(init=False)  # int64 [T] items that are targets
     pieces: Histories = field(init=False)
     weight: np.ndarray = field(init=False)  # float32 [M] of their events
     batches: list[np.ndarray] = field(init=False)  # pieces of each step
@@ -150,6 +152,7 @@ class SequenceTask:
     def __post_init__(self) -> None:
         count = np.bincount(self.data.histories.item, minlength=self.data.items)
         self.expected = count / max(count.sum(), 1)
+        self.cumulative, self.taught = np.cumsum(self.expected), np.flatnonzero(count)
 
     @property
     def loop(self) -> LoopSettings:
@@ -195,11 +198,11 @@ class SequenceTask:
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _pool(self, rng: np.random.Generator) -> Pool:
-        settings, taught = self.settings, np.flatnonzero(self.expected > 0)
+        settings, taught = self.settings, self.taught
         if len(taught) <= settings.full_softmax:
             return whole_pool(taught)
         # Not the targets of the batch: those of the same history would be there for certain, and not as told.
-        popular = np.searchsorted(np.cumsum(self.expected), rng.random(settings.popular))
+        popular = np.searchsorted(self.cumulative, rng.random(settings.popular))
         negatives = Negatives(in_batch=settings.popular, uniform=settings.uniform)
         return draw_pool(
             np.minimum(popular, taught[-1]),

@@ -62,7 +62,7 @@ class Batches:
             expected=self.expected,
             rng=rng,
         )
-        histories, hidden = drawn.histories, pool.places(drawn.hidden)
+        histories = drawn.histories
         rows, position = np.unique(
             np.concatenate((histories.item, drawn.target, pool.items)), return_inverse=True
         )
@@ -90,7 +90,7 @@ class Batches:
             "pool": in_pool,
             "log_expected": pool.log_expected,
             "log_share": self.log_share[rows],
-            "masked": (drawn.hidden_owner * len(pool.items) + hidden)[hidden >= 0],
+            "masked": pool.masked(drawn.hidden, drawn.hidden_owner),
             **self._of_users(drawn, rng),
         }
         if self.model.tokens is not None:

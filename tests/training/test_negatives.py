@@ -44,3 +44,19 @@ def test_in_an_empty_pool_is_nothing():
     for pool in pools(Negatives(in_batch=0, uniform=0), rounds=1):
         assert len(pool.items) == 0
         assert (pool.places(np.arange(ITEMS)) == -1).all()
+
+
+def test_what_an_example_hides_is_masked_for_it_alone():
+    for pool in pools(Negatives(in_batch=12, uniform=6), rounds=50):
+        owner = np.repeat(np.arange(12), 2)
+        hidden = np.tile([4, 20], 12) + owner % 3
+        masked = {
+            (int(m) // len(pool.items), int(pool.items[m % len(pool.items)]))
+            for m in pool.masked(hidden, owner)
+        }
+        assert masked == {(int(o), int(i)) for o, i in zip(owner, hidden) if i in pool.items}
+
+
+def test_an_empty_pool_masks_nothing():
+    for pool in pools(Negatives(in_batch=0, uniform=0), rounds=1):
+        assert len(pool.masked(np.arange(5), np.arange(5))) == 0

@@ -51,15 +51,15 @@ class SequenceEncoder(NamedArrays):
         known = (log.item >= 0) & (log.item < len(self.items))
         known[known] = ~np.isnan(self.items[log.item[known], 0])
         log = log.where(known)
-        table = np.concatenate((self.items, self.start[None], np.zeros_like(self.start)[None]))
+        start = len(self.items)
         users = np.empty((len(log), len(self.start)), np.float32)
         by_length = np.argsort(log.counts, kind="stable")
         for first in range(0, len(log), _BLOCK):
             rows = by_length[first : first + _BLOCK]
-            events, newest = padded(
-                log.take(rows), window=int(self.window), start=len(self.items), padding=len(self.items) + 1
-            )
-            x = layer_norm(table[events], self.input_gain, self.input_shift)
+            events, newest = padded(log.take(rows), window=int(self.window), start=start, padding=start + 1)
+            x = self.items[np.minimum(events, start - 1)]  # not of a table with both: it would be copied
+            x[events == start], x[events > start] = self.start, 0
+            x = layer_norm(x, self.input_gain, self.input_shift)
             users[rows] = layer_norm(self._newest(x, newest), self.output_gain, self.output_shift)
         if self.temperature:
             users /= np.linalg.norm(users, axis=1, keepdims=True) * np.float32(self.temperature)
