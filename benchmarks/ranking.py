@@ -18,7 +18,7 @@ import torch
 from recsys.datasets.problem import Judged, Problem
 from recsys.evaluation.full_ranking import measure, rank_all
 from recsys.interactions import Queries
-from recsys.models.ials import Ials
+from recsys.models.factors.ials import Ials
 
 METRICS = {"recall": "recall", "ndcg": "ndcg", "mrr": "mrr", "hr": "hit_rate", "precision": "precision"}
 K = 20

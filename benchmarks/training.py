@@ -33,9 +33,9 @@ from recsys.datasets.formats import read_problems
 from recsys.datasets.problem import Problem, judge_users
 from recsys.evaluation.full_ranking import measure, rank_all
 from recsys.interactions import Queries, interactions_from_pairs
-from recsys.models.ials import Ials
-from recsys.models.pairwise import Bpr
-from recsys.models.pairwise_sgd import Embeddings, Pairs, sgd_epoch
+from recsys.models.factors.ials import Ials
+from recsys.models.factors.pairwise import Bpr
+from recsys.models.factors.pairwise_sgd import Embeddings, Pairs, sgd_epoch
 from recsys.models.retrieval import Fitted
 from recsys.models.sequence.encoder import padded
 from recsys.models.sequence.modules import SequenceModule

@@ -32,7 +32,7 @@ from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
 from recsys.memory import free_mb
 from recsys.models.blend import as_blend
-from recsys.models.ials import Ials
+from recsys.models.factors.ials import Ials
 from recsys.models.retrieval import Fitted, check_capacity
 from recsys.settings import Settings, model_of
 from recsys.training.distributed import fit_parallel, train_two_tower_parallel

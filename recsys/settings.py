@@ -23,7 +23,7 @@ from recsys.experiments.assignment import Experiments
 from recsys.index.shard import IndexSettings
 from recsys.models.ranker import RankerSettings
 from recsys.models.retrieval import RetrievalModel
-from recsys.models.two_tower_settings import TwoTowerTraining
+from recsys.models.two_tower.settings import TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import PipelineSettings

@@ -15,7 +15,7 @@ from recsys.features.text import hash_tokens
 from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
 from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker, RankerSettings
-from recsys.models.two_tower_settings import TwoTowerSettings, TwoTowerTraining
+from recsys.models.two_tower.settings import TwoTowerSettings, TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant_items
 from recsys.pipeline.recommender import Recommender

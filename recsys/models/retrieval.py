@@ -25,7 +25,7 @@ import numpy as np
 
 from recsys.errors import CapacityError, SettingsError
 from recsys.interactions import Interactions, Queries
-from recsys.models.item_to_item import ItemTable
+from recsys.models.item_to_item.table import ItemTable
 from recsys.models.search_space import Space
 
 Arrays = Mapping[str, np.ndarray]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.models.blend import FittedBlend
-from recsys.models.item_to_item import ItemTable
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.item_to_item.table import ItemTable
+from recsys.models.two_tower.user_encoder import UserEncoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import numpy as np
 
 from recsys.errors import UnavailableError
 from recsys.interactions import Queries
-from recsys.models.item_to_item import ItemTable
+from recsys.models.item_to_item.table import ItemTable
 from recsys.models.popularity import propose_popular
 from recsys.models.retrieval import Fitted
 from recsys.models.sparse_scores import Proposals, decay_weights, history_matrix, look_up, propose_top
 from recsys.models.top_k import top_k
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.two_tower.user_encoder import UserEncoder
 from recsys.pipeline.seams import Retrieved
 from recsys.types import Histories, RequestBatch, offsets_of
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.interactions import Interactions, Tokens
 from recsys.models.retrieval import Arrays, Fitted
-from recsys.models.two_tower_settings import TowerSnapshot, TwoTowerTraining
+from recsys.models.two_tower.settings import TowerSnapshot, TwoTowerTraining
 from recsys.training.loop import FitTask, best_of, restore, train
 from recsys.training.runner import train_data_parallel
 from recsys.training.two_tower import train_two_tower

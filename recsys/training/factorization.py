@@ -18,10 +18,10 @@ from scipy import sparse
 
 from recsys.errors import UnavailableError
 from recsys.interactions import Interactions
-from recsys.models.ials import Half, Ials, IalsFitted, Table
+from recsys.models.factors.ials import Half, Ials, IalsFitted, Table
+from recsys.models.factors.weighted_ridge import Side, row_work, solve_rows
 from recsys.models.retrieval import Progress, silent
 from recsys.models.threads import even_cuts
-from recsys.models.weighted_ridge import Side, row_work, solve_rows
 
 RESTARTS = 3  # of each actor, and of each of its steps
 PLACE_SECONDS = 60.0  # that the actors may wait for free CPUs

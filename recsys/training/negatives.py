@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.models.two_tower_settings import Negatives
+from recsys.models.two_tower.settings import Negatives
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sequence.encoder import SequenceEncoder, padded
 from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
 from recsys.models.sequence.settings import SequenceSettings
-from recsys.models.two_tower_settings import Negatives
+from recsys.models.two_tower.settings import Negatives
 from recsys.training.blend import lists_of, ndcg_of
 from recsys.training.loop import Arrays, LoopSettings, run_fit
 from recsys.training.negatives import Pool, draw_pool, whole_pool

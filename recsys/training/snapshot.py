@@ -11,14 +11,14 @@ import numpy as np
 
 from recsys.features.views import item_features
 from recsys.interactions import Interactions
-from recsys.models.baskets import BasketSettings, baskets
 from recsys.models.blend import FittedBlend
-from recsys.models.ease import EaseSettings, ease
+from recsys.models.item_to_item.baskets import BasketSettings, baskets
+from recsys.models.item_to_item.ease import EaseSettings, ease
 from recsys.models.popularity import PopularitySettings, popularity
 from recsys.models.snapshot import PipelineModels, Snapshot
 from recsys.models.spectral import item_factors
-from recsys.models.two_tower_settings import TowerSnapshot
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.two_tower.settings import TowerSnapshot
+from recsys.models.two_tower.user_encoder import UserEncoder
 
 DIMENSIONS = 64  # of the vectors of a single stage
 

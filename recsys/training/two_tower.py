@@ -14,9 +14,9 @@ import torch
 from recsys.features.histories import histories_at
 from recsys.features.views import USER_FEATURES, user_features
 from recsys.interactions import Interactions, Tokens
-from recsys.models.two_tower import TwoTower
-from recsys.models.two_tower_settings import Negatives, TowerSnapshot, TwoTowerTraining
-from recsys.models.user_encoder import clock, places, pooling_weights, standardize
+from recsys.models.two_tower.module import TwoTower
+from recsys.models.two_tower.settings import Negatives, TowerSnapshot, TwoTowerTraining
+from recsys.models.two_tower.user_encoder import clock, places, pooling_weights, standardize
 from recsys.training.examples import Drawn, Examples, NextOrders, Orders, orders_of, spread
 from recsys.training.loop import LoopSettings, train
 from recsys.training.negatives import draw_pool

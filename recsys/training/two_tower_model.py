@@ -15,12 +15,12 @@ from recsys.datasets.problem import Judged, hold_out
 from recsys.errors import DataError, SettingsError
 from recsys.hashing import stable_hashes
 from recsys.interactions import Interactions, Timing
-from recsys.models.fitted_two_tower import FittedTwoTower, KnownUsers, attributes_of
 from recsys.models.retrieval import Arrays, Estimate, Progress, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.spectral import item_factors
-from recsys.models.two_tower import TwoTower, array_of, folded
-from recsys.models.two_tower_settings import Negatives, TwoTowerSettings
+from recsys.models.two_tower.fitted import FittedTwoTower, KnownUsers, attributes_of
+from recsys.models.two_tower.module import TwoTower, array_of, folded
+from recsys.models.two_tower.settings import Negatives, TwoTowerSettings
 from recsys.training.examples import Examples, LeftOut, NextOrders, Together, orders_of, spread
 from recsys.training.loop import LoopSettings, run_fit
 from recsys.training.two_tower import Batch, Batches, UserSide

@@ -9,7 +9,7 @@ import torch
 
 from recsys.errors import SettingsError
 from recsys.models.retrieval import Arrays
-from recsys.models.two_tower import TwoTower
+from recsys.models.two_tower.module import TwoTower
 
 _NAMES = {"user.weight": "weight", "user.bias": "bias"}
 

@@ -12,7 +12,7 @@ from recsys.datasets.problem import Judged, hold_out
 from recsys.errors import DataError
 from recsys.evaluation.full_ranking import measure, rank_all
 from recsys.interactions import Interactions, Queries, Timing, Tokens, interactions_from_pairs
-from recsys.models.item_to_item import ItemTable
+from recsys.models.item_to_item.table import ItemTable
 from recsys.models.retrieval import RetrievalModel, Vectors
 from recsys.types import DAY, Histories
 

@@ -16,7 +16,7 @@ from recsys.events.codec import decode_events
 from recsys.events.schema import STORED_SCHEMA, TIMESTAMP
 from recsys.events.store import EventStore
 from recsys.interactions import Timing
-from recsys.models.svd import Svd
+from recsys.models.factors.svd import Svd
 
 START = 1_700_000_000
 

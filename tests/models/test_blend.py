@@ -6,8 +6,8 @@ import pytest
 from recsys.errors import ReleaseError
 from recsys.interactions import Timing
 from recsys.models.blend import FittedBlend, fitted_class, rank_scores
-from recsys.models.covisitation import Covisitation
-from recsys.models.item_to_item import ItemTable
+from recsys.models.item_to_item.covisitation import Covisitation
+from recsys.models.item_to_item.table import ItemTable
 from recsys.models.popularity import Popularity
 from recsys.types import Histories
 from tests.contracts.retrieval_model import ALL, ITEMS, UNTAUGHT, log_of, pairs, queries_of

@@ -8,8 +8,8 @@ import pytest
 
 from recsys.errors import SettingsError
 from recsys.interactions import Tokens, interactions_from_pairs
-from recsys.models.ials import Ials
-from recsys.models.pairwise import Bpr
+from recsys.models.factors.ials import Ials
+from recsys.models.factors.pairwise import Bpr
 from recsys.models.popularity import Popularity
 from recsys.settings import model_of
 from recsys.training.retrieval_models import MODELS, model_class

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.models import gibbs, sparse_ease, sparse_products, top_k, weighted_ridge
-from recsys.models.ials import Ials
-from recsys.models.sparse_ease import SparseEase
-from recsys.models.svd import Svd
+from recsys.models import sparse_products, top_k
+from recsys.models.factors import gibbs, weighted_ridge
+from recsys.models.factors.ials import Ials
+from recsys.models.factors.svd import Svd
+from recsys.models.item_to_item import sparse_ease
+from recsys.models.item_to_item.sparse_ease import SparseEase
 from recsys.models.threads import available_threads, even_cuts
 from tests.contracts.retrieval_model import log_of, pairs
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
 from recsys.models.ranker import RankingRows
-from recsys.models.two_tower import TwoTowerSettings
+from recsys.models.two_tower.module import TwoTowerSettings
 from recsys.pipeline.offline import PointInTimeUsers, batch_of, label_candidates, relevant_items, replay
 from recsys.pipeline.wiring import recommender
 from recsys.training.ranker import rows_to_keep

@@ -12,7 +12,7 @@ import pytest
 from torch import distributed
 
 from recsys.interactions import Interactions
-from recsys.models.fitted_two_tower import FittedTwoTower
+from recsys.models.two_tower.fitted import FittedTwoTower
 from recsys.training.distributed import _epochs, fit_parallel
 from recsys.training.driver import fingerprint
 from recsys.training.loop import best_of, restore

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from recsys.errors import DataError, UnavailableError
-from recsys.models.ials import Ials
+from recsys.models.factors.ials import Ials
 from recsys.training import factorization
 from recsys.training.factorization import fit_ials
 from tests.contracts.retrieval_model import ALL, log_of, pairs, queries_of

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recsys.models.two_tower_settings import Negatives
+from recsys.models.two_tower.settings import Negatives
 from recsys.training.negatives import draw_pool
 
 ITEMS = 30

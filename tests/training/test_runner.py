@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from recsys.errors import DataError, RecsysError, UnavailableError
 from recsys.features.text import hash_tokens
 from recsys.interactions import Interactions
-from recsys.models.two_tower import TwoTowerSettings
+from recsys.models.two_tower.module import TwoTowerSettings
 from recsys.training import runner
 from recsys.training.distributed import _two_tower_loop, train_two_tower_parallel
 from recsys.training.ranker import RankingRows

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.interactions import Interactions, Timing, interactions_from_pairs
 from recsys.models.snapshot import Snapshot
-from recsys.models.two_tower_settings import TowerSnapshot
+from recsys.models.two_tower.settings import TowerSnapshot
 from recsys.training.snapshot import TableSettings, fit_snapshot
 from recsys.types import DAY
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.errors import ReleaseError
-from recsys.models.pairwise import Bpr
+from recsys.models.factors.pairwise import Bpr
 from recsys.training.stored import load_fitted, save_fitted
 from tests.contracts.retrieval_model import ALL, log_of, pairs, queries_of
 

@@ -17,11 +17,11 @@ import ray
 
 from recsys.errors import DataError, RecsysError, SettingsError, UnavailableError
 from recsys.interactions import Interactions, Timing
-from recsys.models.covisitation import Covisitation
-from recsys.models.ease import Ease
+from recsys.models.factors.svd import Svd
 from recsys.models.held_out import validation_slice
+from recsys.models.item_to_item.covisitation import Covisitation
+from recsys.models.item_to_item.ease import Ease
 from recsys.models.search_space import Choice, Space
-from recsys.models.svd import Svd
 from recsys.models.threads import available_threads
 from recsys.training.search import Search, Trial
 from recsys.training.tuning import _Halving, run_trials
@@ -114,7 +114,7 @@ DRIVER = """
     import sys, time
     from pathlib import Path
     import ray
-    from recsys.models.ease import Ease
+    from recsys.models.item_to_item.ease import Ease
     from recsys.models.held_out import validation_slice
     from recsys.training.search import Search
     from recsys.training.tuning import run_trials

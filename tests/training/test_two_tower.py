@@ -11,8 +11,8 @@ from torch import distributed
 from recsys.features.text import hash_tokens
 from recsys.features.views import USER_FEATURES
 from recsys.interactions import Interactions
-from recsys.models.two_tower_settings import Negatives, TwoTowerSettings, TwoTowerTraining
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.two_tower.settings import Negatives, TwoTowerSettings, TwoTowerTraining
+from recsys.models.two_tower.user_encoder import UserEncoder
 from recsys.training.two_tower import train_two_tower
 from recsys.types import DAY, Histories, offsets_of
 

@@ -9,7 +9,7 @@ import pytest
 
 from recsys.errors import DataError, SettingsError
 from recsys.interactions import Interactions, Timing, Tokens, interactions_from_pairs
-from recsys.models.fitted_two_tower import FittedTwoTower
+from recsys.models.two_tower.fitted import FittedTwoTower
 from recsys.settings import model_of
 from recsys.training.loop import train
 from recsys.training.two_tower_model import TwoTowerModel

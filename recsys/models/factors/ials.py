@@ -15,11 +15,11 @@ import numpy as np
 from scipy import sparse
 
 from recsys.interactions import Interactions, Queries
+from recsys.models.factors.weighted_ridge import Side, row_work, solve_rows
 from recsys.models.held_out import held_out_ndcg, validation_slice
 from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sparse_scores import history_matrix
-from recsys.models.weighted_ridge import Side, row_work, solve_rows
 
 MOST_FACTORS = 1024
 MOST_NUMBERS = 4e8  # in the vectors of both sides together

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from recsys.interactions import Interactions
-from recsys.models.item_to_item import ItemTable, truncate_sparse
+from recsys.models.item_to_item.table import ItemTable, truncate_sparse
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ import pytest
 
 from recsys.errors import DataError
 from recsys.interactions import Interactions
-from recsys.models.ease import Ease, EaseSettings, ease, inverse
-from recsys.models.normalized_ease import NormalizedEase, damping
+from recsys.models.item_to_item.ease import Ease, EaseSettings, ease, inverse
+from recsys.models.item_to_item.normalized_ease import NormalizedEase, damping
 from recsys.types import Histories
 from tests.contracts.retrieval_model import (
     ALL,
@@ -108,7 +108,7 @@ def test_the_estimate_grows_with_the_square_of_the_items_taken():
 
 def test_the_inverse_by_halves_is_the_inverse(monkeypatch):
     """LAPACK ended the process at 41,000 items: beyond some size only halves go to it."""
-    monkeypatch.setattr("recsys.models.ease.LAPACK_ITEMS", 20)
+    monkeypatch.setattr("recsys.models.item_to_item.ease.LAPACK_ITEMS", 20)
     matrix = np.random.default_rng(4).normal(size=(200, 131)).astype(np.float32)
     gram = matrix.T @ matrix + 5 * np.eye(131, dtype=np.float32)
     expected = np.linalg.inv(gram.astype(np.float64))

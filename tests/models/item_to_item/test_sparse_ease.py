@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.models.normalized_ease import NormalizedEase, damping
-from recsys.models.sparse_ease import SparseEase
+from recsys.models.item_to_item.normalized_ease import NormalizedEase, damping
+from recsys.models.item_to_item.sparse_ease import SparseEase
 from tests.contracts.retrieval_model import (
     ALL,
     ITEMS,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.interactions import Interactions
-from recsys.models.baskets import BasketSettings, baskets
+from recsys.models.item_to_item.baskets import BasketSettings, baskets
 from recsys.types import Histories
 
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from recsys.interactions import Interactions, Queries
-from recsys.models.fold_in import FoldIn
+from recsys.models.factors.fold_in import FoldIn
+from recsys.models.factors.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
 from recsys.models.held_out import held_out_ndcg, spared_slice
-from recsys.models.pairwise_sgd import BPR, LOGISTIC, WARP, Embeddings, Pairs, sgd_epoch
 from recsys.models.retrieval import Arrays, Estimate, Progress, Vectors, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space
 

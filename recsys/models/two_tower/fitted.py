@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.interactions import Queries, Tokens
 from recsys.models.retrieval import Arrays, Vectors
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.two_tower.user_encoder import UserEncoder
 from recsys.types import ragged_index
 
 _ENCODER = "encoder."

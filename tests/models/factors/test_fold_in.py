@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recsys.models.fold_in import FoldIn
+from recsys.models.factors.fold_in import FoldIn
 from tests.contracts.retrieval_model import ALL, ITEMS, USERS, log_of, pairs, queries_of
 
 

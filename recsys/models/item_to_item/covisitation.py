@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from recsys.interactions import Interactions, Queries, Timing
-from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, truncate_sparse
+from recsys.models.item_to_item.table import ItemTable, answer_all, pair_matrix, truncate_sparse
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sparse_scores import history_matrix

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from recsys.models.gibbs import Prior, Values, mean_rows_slowly, sample_rows
-from recsys.models.svd import Svd
+from recsys.models.factors.gibbs import Prior, Values, mean_rows_slowly, sample_rows
+from recsys.models.factors.svd import Svd
 from tests.contracts.retrieval_model import ALL, USERS, ExplicitModelContract, log_of, pairs, queries_of
 
 SMALL = Svd(factors=4, warmup=20, samples=20)

@@ -13,7 +13,7 @@ from scipy import linalg, sparse
 
 from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
-from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, taken_matrix, truncate
+from recsys.models.item_to_item.table import ItemTable, answer_all, pair_matrix, taken_matrix, truncate
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.search_space import LogUniform, Space
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.interactions import Interactions
-from recsys.models.item_to_item import ItemTable, pair_matrix, table_of, truncate, truncate_sparse
+from recsys.models.item_to_item.table import ItemTable, pair_matrix, table_of, truncate, truncate_sparse
 from recsys.types import Histories, offsets_of
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.models.ials import Ials
-from recsys.models.weighted_ridge import Side, solve_rows, solve_rows_slowly
+from recsys.models.factors.ials import Ials
+from recsys.models.factors.weighted_ridge import Side, solve_rows, solve_rows_slowly
 from tests.contracts.retrieval_model import ALL, RetrievalModelContract, log_of, pairs, queries_of
 
 

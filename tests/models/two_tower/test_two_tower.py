@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recsys.interactions import Tokens
-from recsys.models.two_tower import TwoTower, TwoTowerSettings
-from recsys.models.user_encoder import UserEncoder, clock, places, pooling_weights, standardize
+from recsys.models.two_tower.module import TwoTower, TwoTowerSettings
+from recsys.models.two_tower.user_encoder import UserEncoder, clock, places, pooling_weights, standardize
 from recsys.types import DAY, Histories, offsets_of
 
 ITEMS, FEATURES, NOW = 20, 5, 1_300_000_000

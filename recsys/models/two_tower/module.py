@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys.interactions import Tokens
-from recsys.models.two_tower_settings import TwoTowerSettings
-from recsys.models.user_encoder import UserEncoder
+from recsys.models.two_tower.settings import TwoTowerSettings
+from recsys.models.two_tower.user_encoder import UserEncoder
 from recsys.types import ragged_index
 
 HOURS, WEEKDAYS = 24, 7

@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.errors import DataError
 from recsys.interactions import Interactions, Queries
-from recsys.models.gibbs import Prior, Values, sample_rows
+from recsys.models.factors.gibbs import Prior, Values, sample_rows
 from recsys.models.retrieval import Arrays, Estimate, NamedArrays, Progress, Vectors, check_settings, silent
 from recsys.models.search_space import Choice, Space
 from recsys.types import Histories

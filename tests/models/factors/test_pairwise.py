@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from recsys.interactions import Tokens, interactions_from_pairs
+from recsys.models.factors.pairwise import Bpr, Logistic, Warp
+from recsys.models.factors.pairwise_sgd import BPR, Embeddings, Pairs, sgd_epoch
 from recsys.models.held_out import spared_slice
-from recsys.models.pairwise import Bpr, Logistic, Warp
-from recsys.models.pairwise_sgd import BPR, Embeddings, Pairs, sgd_epoch
 from tests.contracts.retrieval_model import (
     ALL,
     GROUPS,

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from recsys.interactions import Interactions, Queries
-from recsys.models.ease import dense_estimate, gram_of, inverse
-from recsys.models.item_to_item import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
+from recsys.models.item_to_item.ease import dense_estimate, gram_of, inverse
+from recsys.models.item_to_item.table import ItemTable, answer_all, pair_matrix, table_of, taken_matrix
 from recsys.models.retrieval import Estimate, NamedArrays, Progress, check_settings, silent
 from recsys.models.search_space import LogUniform, Space, Uniform
 from recsys.models.sparse_products import CHUNK, product

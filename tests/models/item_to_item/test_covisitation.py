@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.interactions import Queries, Timing, interactions_from_pairs
-from recsys.models.covisitation import Covisitation, ordered_pairs_slowly, recency_weights
+from recsys.models.item_to_item.covisitation import Covisitation, ordered_pairs_slowly, recency_weights
 from recsys.types import DAY
 from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
 

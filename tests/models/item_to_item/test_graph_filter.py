@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.models.graph_filter import Bspm, GfCf, GraphFilter
+from recsys.models.item_to_item.graph_filter import Bspm, GfCf, GraphFilter
 from recsys.models.sparse_products import product
 from tests.contracts.retrieval_model import (
     ALL,
