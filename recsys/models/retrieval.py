@@ -89,7 +89,7 @@ class Fitted(Protocol):
         ...
 
     def export(self) -> Export:
-        """What the request path serves of it."""
+        """What an index serves of it: it ranks alike all that a query's history doesn't hold."""
         ...
 
 

@@ -192,7 +192,6 @@ class SequenceTask:
             "weight": weight,
             "pool": of_pool,
             "log_expected": pool.log_expected,
-            "own": pool.places(target),
             **self.module.content_of(rows),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -4,7 +4,9 @@ Decides what a pair of events says by what the log knows of time: with an order,
 that come within a window after it, less the farther they are; with a clock also less the longer they are
 apart; without either a history is a set, and each of its pairs shares one unit. What a query's events
 count fades the same way, from its newest. With an order an item may point at itself: what is taken again
-is counted like all else. Same pair twice: the sum; an event of weight 0 points nowhere.
+is counted like all else. Few items are taken again often enough to be counted by, so each event also
+speaks for its own item, by how often that happens in all. Same pair twice: the sum; an event of weight 0
+points nowhere.
 """
 
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ class FittedCovisitation(NamedArrays):
     weight: np.ndarray  # float32 [V, K]
     popularity: np.ndarray  # float32 [V] weight of the events of each item; 0 = nothing taught it
     fading: np.ndarray  # float64 [2] what the next older event counts of the last, half-life in days
+    again: np.ndarray  # float32 [V] what each event of a query says of its own item besides
     table: sparse.csr_array = field(init=False, repr=False, compare=False)  # of neighbors and weights, [V, V]
 
     def __post_init__(self) -> None:
@@ -40,7 +43,10 @@ class FittedCovisitation(NamedArrays):
         histories = queries.histories
         weights = recency_weights(histories, next_older=self.fading[0], half_life_days=self.fading[1])
         taken = history_matrix(histories, weights=weights, items=len(self.popularity), repeats="max")
-        found = taken @ self.table
+        evenly = recency_weights(histories, next_older=1, half_life_days=self.fading[1])
+        own = history_matrix(histories, weights=evenly, items=len(self.popularity))
+        own.data *= self.again[own.indices]
+        found = taken @ self.table + own
         scores = np.tile(self.popularity / self.popularity.max() - 1, (len(queries), 1))
         row = np.repeat(np.arange(len(queries)), np.diff(found.indptr))
         scores[row, found.indices] = found.data
@@ -66,6 +72,7 @@ class Covisitation:
     damping: float = 0.0  # exponent of the neighbor's own frequency: 0 favors popular, 1 favors rare items
     shrinkage: float = 5.0  # added to the item's own count: evidence from few events is discounted
     next_older: float = 0.6  # what an event of a query counts, over the next younger one
+    again: float = 2.0  # what each says of its own item besides, over the share of events taken again
     neighbors: int = 500
 
     explicit: ClassVar[bool] = False
@@ -75,6 +82,7 @@ class Covisitation:
         "damping": Uniform(0, 0.8),
         "shrinkage": LogUniform(0.5, 100),
         "next_older": Uniform(0.2, 1),
+        "again": Uniform(0, 5),
     }
 
     def __post_init__(self) -> None:
@@ -82,7 +90,7 @@ class Covisitation:
             self,
             counts=("window", "neighbors"),
             endless=("half_life_days",),
-            not_negative=("backward", "damping", "shrinkage"),
+            not_negative=("backward", "damping", "shrinkage", "again"),
             shares=("next_older",),
         )
 
@@ -108,7 +116,10 @@ class Covisitation:
         next_older = 1.0 if data.timing is Timing.NONE else self.next_older
         half_life = self.half_life_days if data.timing is Timing.CLOCK else np.inf
         fading = np.array([next_older, half_life])
-        return FittedCovisitation(table.neighbor, table.weight, count.astype(np.float32), fading)
+        again = self.again * shared[row == column].sum() / count.sum() / popular
+        return FittedCovisitation(
+            table.neighbor, table.weight, count.astype(np.float32), fading, again.astype(np.float32)
+        )
 
     def _ordered_pairs(self, data: Interactions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Items i, j [N] and their decayed count of j after i; where what was taken is taken again, i = j."""

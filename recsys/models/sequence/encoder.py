@@ -44,13 +44,11 @@ class SequenceEncoder(NamedArrays):
     output_shift: np.ndarray  # float32 [D]
     window: np.ndarray  # int64 []
     temperature: np.ndarray  # float64 [] of cosines; 0 = scores are inner products
+    again: np.ndarray  # float32 [window] added to what the history holds, by how many events ago
 
     def encode(self, queries: Queries) -> np.ndarray:
         """float32 [B, D]."""
-        log = queries.histories
-        known = (log.item >= 0) & (log.item < len(self.items))
-        known[known] = ~np.isnan(self.items[log.item[known], 0])
-        log = log.where(known)
+        log = self._known(queries)
         start = len(self.items)
         users = np.empty((len(log), len(self.start)), np.float32)
         by_length = np.argsort(log.counts, kind="stable")
@@ -69,9 +67,22 @@ class SequenceEncoder(NamedArrays):
         """Output [B, D] of the layers at position `newest` [B] of `x` [B, n, D]."""
         raise NotImplementedError
 
+    def _known(self, queries: Queries) -> Histories:
+        """Without what the model doesn't know."""
+        log = queries.histories
+        known = (log.item >= 0) & (log.item < len(self.items))
+        known[known] = ~np.isnan(self.items[log.item[known], 0])
+        return log.where(known)
+
     def score(self, queries: Queries) -> np.ndarray:
+        """Inner products; what the history holds gets `again`, too, which the export leaves out."""
         scores: np.ndarray = self.encode(queries) @ self.items.T
         scores[:, np.isnan(self.items[:, 0])] = -np.inf
+        log = self._known(queries)
+        ago = np.repeat(log.offsets[1:], log.counts) - 1 - np.arange(len(log.item))
+        request, item = log.request[ago < self.window], log.item[ago < self.window]
+        # Of an item that is there twice the newer event's stays.
+        scores[request, item] = scores[request, item] + self.again[ago[ago < self.window]]
         return scores
 
     def export(self) -> Vectors:

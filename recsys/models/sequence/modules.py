@@ -2,9 +2,10 @@
 
 Decides what SASRec and GRU4Rec share: items known by one vector as events and as candidates (the id's,
 and the mean of the tokens'), a start token before the first event, layer norms at both ends, and the
-softmax over all items or, corrected by log Q, over a pool of them. They differ in `layers`. Parameters
-have the names of the arrays of `recsys.models.sequence.encoder`, which serves. Knows neither the loop nor
-how a batch is made.
+softmax over all items or, corrected by log Q, over a pool of them. What a history holds is a candidate in
+any case, with a learned score for being there by how many events ago that was: a session goes back to what
+it saw (as Ren et al. 2019, RepeatNet). They differ in `layers`. Parameters have the names of the arrays of
+`recsys.models.sequence.encoder`, which serves. Knows neither the loop nor how a batch is made.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class SequenceModule(nn.Module):
         self.start = nn.Parameter(torch.randn(d) * spread)
         self.input_gain, self.input_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
         self.output_gain, self.output_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+        self.again = nn.Parameter(torch.zeros(settings.window))
 
     def layers(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -68,19 +70,37 @@ class SequenceModule(nn.Module):
 
         `rows` [R] are the distinct items of the batch, `tokens`, `token_offsets` [R] their content.
         `event` [B, n] as `encode` takes it. `target` [P] (position in rows) is what came at `place` [P] (flat
-        position in [B, n]), `weight` [P]. `pool` [N] (position in rows), `log_expected` [N] and `own` [P] as
-        `softmax_loss` takes them.
+        position in [B, n]), `weight` [P]. `pool` [N] (position in rows), `log_expected` [N] as `softmax_loss`
+        takes them. What a history holds is among the candidates in any case.
         """
         items = self.embed(batch["rows"], batch.get("tokens"), batch.get("token_offsets"))
-        users = self.encode(items, batch["event"]).flatten(0, 1)[batch["place"]]
+        event, place, target, pool = (batch[name] for name in ("event", "place", "target", "pool"))
+        length = event.shape[1]
+        users = self.encode(items, event)
+        logits = users @ items[event.clamp(max=len(items) - 1)].mT + self._again(length)  # of what is held
+        users, logits = users.flatten(0, 1)[place], logits.flatten(0, 1)[place]
+        item = event[place // length].masked_fill(~held(event, items=len(items)).flatten(0, 1)[place], -1)
+        own = (users * items[target]).sum(1)
+        taken = item == target[:, None]
+        own = own + (self._again(length)[place % length] * taken).sum(1)
+        logits = logits.masked_fill((item < 0) | taken, -torch.inf)
+        in_pool = torch.full((len(items) + 1,), -1, device=pool.device)
+        in_pool[pool] = torch.arange(len(pool), device=pool.device)
+        column = in_pool[torch.cat((target[:, None], item), 1)]
+        row = torch.arange(len(target), device=pool.device)[:, None]
         return softmax_loss(
             users,
-            items[batch["target"]],
-            pool=items[batch["pool"]],
+            torch.cat((own[:, None], logits), 1),
+            pool=items[pool],
             log_expected=batch["log_expected"],
-            own=batch["own"],
+            hidden=(row * len(pool) + column)[column >= 0],
             weight=batch["weight"],
         )
+
+    def _again(self, length: int) -> Tensor:
+        """`again` for positions [length, length]: of the history's end and of what it holds."""
+        place = torch.arange(length, device=self.again.device)
+        return self.again[(place[:, None] - place).clamp(0, len(self.again) - 1)]
 
     def dropped(self, x: Tensor, share: float) -> Tensor:
         return functional.dropout(x, share, self.training)
@@ -168,6 +188,15 @@ class Recurrent(SequenceModule):
         share = self.settings.dropout or 0.0
         y, _ = torch.gru(x, x.new_zeros(n, len(x), d), flat, True, n, share, self.training, False, True)
         return self.dropped(y, share)
+
+
+def held(event: Tensor, *, items: int) -> Tensor:
+    """Which events j a history [B, n] that ends at i holds, bool [B, i, j]; of an item the newest alone. What
+    stands for no item (it is `items` or more) is none."""
+    place = torch.arange(event.shape[1], device=event.device)
+    again = (event[:, :, None] == event[:, None]) & (place[:, None] < place)  # [B, j, later]
+    replaced = torch.where(again.any(2), again.int().argmax(2), event.shape[1])[:, None]  # [B, 1, j]
+    return (place <= place[:, None]) & (place[:, None] < replaced) & (event < items)[:, None]
 
 
 def _layer_norms(layers: int, d: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -58,9 +58,22 @@ def test_what_is_taken_again_is_scored_and_not_exported():
     log = interactions_from_pairs(
         np.array([0, 0, 0]), np.array([0, 0, 1]), users=1, items=2, timing=Timing.SEQUENCE
     )
-    fitted = Covisitation(backward=0, shrinkage=0, next_older=1).fit(log, seed=0)
+    fitted = Covisitation(backward=0, shrinkage=0, next_older=1, again=0).fit(log, seed=0)
     # Of item 0, taken twice: itself once at distance 1, item 1 at distances 1 and 2.
     np.testing.assert_allclose(
         fitted.score(Queries(np.array([-1]), log.histories, np.array([1])))[0], [0.5, 0.75]
     )
     np.testing.assert_allclose(fitted.export().matrix.toarray(), [[0, 0.75], [0, 0]])
+
+
+def test_each_event_speaks_for_its_own_item_by_how_often_items_are_taken_again():
+    log = interactions_from_pairs(
+        np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]), users=2, items=4, timing=Timing.SEQUENCE
+    )
+    histories = interactions_from_pairs(
+        np.array([0, 0, 0]), np.array([2, 1, 2]), users=1, items=4, timing=Timing.SEQUENCE
+    ).histories
+    queries = Queries(np.array([-1]), histories, np.array([3]))
+    none, some = (Covisitation(again=again).fit(log, seed=0).score(queries)[0, :3] for again in (0.0, 2.0))
+    share = 1.5 / 4  # item 0 once in four events: after itself, and before itself by half
+    np.testing.assert_allclose(some - none, [0, 2 * share, 4 * share], rtol=1e-5)
