@@ -1,9 +1,11 @@
 """Co-visitation: the contract, the compiled count against its definition, what fades on the query's side."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from recsys.interactions import Queries, Timing, interactions_from_pairs
+from recsys.interactions import Asked, Queries, Timing, interactions_from_pairs
 from recsys.models.item_to_item.covisitation import Covisitation, ordered_pairs_slowly, recency_weights
 from recsys.types import DAY
 from tests.contracts.retrieval_model import RetrievalModelContract, log_of, pairs
@@ -77,3 +79,10 @@ def test_each_event_speaks_for_its_own_item_by_how_often_items_are_taken_again()
     none, some = (Covisitation(again=again).fit(log, seed=0).score(queries)[0, :3] for again in (0.0, 2.0))
     share = 1.5 / 4  # item 0 once in four events: after itself, and before itself by half
     np.testing.assert_allclose(some - none, [0, 2 * share, 4 * share], rtol=1e-5)
+
+
+def test_where_a_random_part_is_asked_for_a_history_is_a_set():
+    clock = replace(log_of(*pairs(), Timing.CLOCK), asked=Asked.MISSING)
+    fits = [Covisitation().fit(log, seed=0) for log in (clock, replace(clock, timing=Timing.NONE))]
+    for name, array in fits[0].arrays().items():
+        np.testing.assert_array_equal(array, fits[1].arrays()[name])
