@@ -110,27 +110,26 @@ class SelfAttentionEncoder(SequenceEncoder):
     def _newest(self, x: np.ndarray, newest: np.ndarray) -> np.ndarray:
         users, length, d = x.shape
         layers, heads, _ = self.bias.shape
-        place = np.broadcast_to(np.arange(length), (users, length))
-        asking = place
+        place, window = np.arange(length), int(self.window)
+        asking = place[None]  # [1 or B, q]
         for n in range(layers):
             y = layer_norm(x, self.attention_gain[n], self.attention_shift[n])
             if n == layers - 1:  # nobody will look at the others
                 asking, x = newest[:, None], x[np.arange(users), newest][:, None]
-            asked = y if asking is place else y[np.arange(users), newest][:, None]
+            asked = y[np.arange(users), newest][:, None] if n == layers - 1 else y
             q, k, v = (
                 (of @ w.T + b).reshape(users, of.shape[1], heads, d // heads).transpose(0, 2, 1, 3)
                 for of, w, b in zip(
                     (asked, y, y), np.split(self.attention_in[n], 3), np.split(self.attention_in_bias[n], 3)
                 )
             )
-            distance = asking[:, :, None] - place[:, None, :]  # [B, q, k]
-            far = np.where(
-                place[:, None, :] == 0, int(self.window), np.clip(distance, 0, int(self.window) - 1)
-            )
-            logits = q @ k.swapaxes(2, 3) / np.float32(np.sqrt(d // heads))
-            logits += self.bias[n][:, far].swapaxes(0, 1)
-            logits[np.broadcast_to((distance < 0)[:, None], logits.shape)] = -np.inf
-            weights = np.exp(logits - logits.max(3, keepdims=True))
+            distance = asking[:, :, None] - place  # [1 or B, q, k]
+            far = np.where(place == 0, window, np.clip(distance, 0, window - 1))
+            bias = np.where(distance < 0, -np.inf, self.bias[n][:, far]).swapaxes(0, 1).astype(np.float32)
+            weights = (q / np.float32(np.sqrt(d // heads))) @ k.swapaxes(2, 3)  # logits, made shares in place
+            weights += bias
+            weights -= weights.max(3, keepdims=True)
+            np.exp(weights, out=weights)
             weights /= weights.sum(3, keepdims=True)
             mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(users, -1, d)
             x = x + mixed @ self.attention_out[n].T + self.attention_out_bias[n]
