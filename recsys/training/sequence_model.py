@@ -21,6 +21,7 @@ from recsys.models.sequence.encoder import SequenceEncoder, padded
 from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceModule
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.models.two_tower.settings import Negatives
+from recsys.training.again import with_again
 from recsys.training.blend import lists_of, ndcg_of
 from recsys.training.loop import Arrays, LoopSettings, run_fit
 from recsys.training.negatives import Pool, draw_pool, whole_pool
@@ -110,7 +111,7 @@ class SequenceModel(SequenceSettings):
         return replace(self, temperature=temperature, dropout=dropout, learning_rate=rate)
 
     def finish(self, task: "SequenceTask") -> SequenceEncoder:
-        return task.module.export(task.expected > 0)
+        return with_again(task.exported(), task.judged)
 
     def _passes(self, events: int) -> int:
         return self.passes or int(np.clip(np.ceil(self.seen / max(events, 1)), 6, 60))
@@ -192,6 +193,7 @@ class SequenceTask:
             "weight": weight,
             "pool": of_pool,
             "log_expected": pool.log_expected,
+            "own": pool.places(target),
             **self.module.content_of(rows),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -211,11 +213,14 @@ class SequenceTask:
             rng=rng,
         )
 
+    def exported(self) -> SequenceEncoder:
+        return self.module.export(self.expected > 0)
+
     def validate(self) -> float:
         """NDCG@10 of what was held out; NaN where nothing was."""
         if not len(self.judged):
             return float("nan")
-        lists = lists_of(self.settings.finish(self), self.judged, items=self.data.items)
+        lists = lists_of(self.exported(), self.judged, items=self.data.items)
         return ndcg_of(lists, self.judged, items=self.data.items)
 
 

@@ -31,6 +31,16 @@ def padded(histories: Histories, *, window: int, start: int, padding: int) -> tu
     return events, counts
 
 
+def held_items(histories: Histories, *, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct items among the newest `window` events of each history: request and item, int64 [H] each,
+    by request; and 0 for the newest event's, 1 for what is held before, int64 [H]."""
+    newest = np.repeat(histories.offsets[1:].astype(np.int64), histories.counts) - 1
+    ago = newest - np.arange(len(newest))
+    recent = np.flatnonzero(ago < window)[::-1]  # of an item that is there twice, the newer one comes first
+    pair, first = np.unique(histories.request[recent] << 32 | histories.item[recent], return_index=True)
+    return pair >> 32, pair & 0xFFFFFFFF, (ago[recent][first] > 0).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceEncoder(NamedArrays):
     """D dimensions, L layers. Fitted model and user encoder in one: items are known by the same vectors as
@@ -44,11 +54,11 @@ class SequenceEncoder(NamedArrays):
     output_shift: np.ndarray  # float32 [D]
     window: np.ndarray  # int64 []
     temperature: np.ndarray  # float64 [] of cosines; 0 = scores are inner products
-    again: np.ndarray  # float32 [window] added to what the history holds, by how many events ago
+    again: np.ndarray  # float32 [2] added to the score of the newest event's item; of what is held before
 
     def encode(self, queries: Queries) -> np.ndarray:
         """float32 [B, D]."""
-        log = self._known(queries)
+        log = self.known(queries)
         start = len(self.items)
         users = np.empty((len(log), len(self.start)), np.float32)
         by_length = np.argsort(log.counts, kind="stable")
@@ -67,8 +77,8 @@ class SequenceEncoder(NamedArrays):
         """Output [B, D] of the layers at position `newest` [B] of `x` [B, n, D]."""
         raise NotImplementedError
 
-    def _known(self, queries: Queries) -> Histories:
-        """Without what the model doesn't know."""
+    def known(self, queries: Queries) -> Histories:
+        """Their histories without what the model doesn't know."""
         log = queries.histories
         known = (log.item >= 0) & (log.item < len(self.items))
         known[known] = ~np.isnan(self.items[log.item[known], 0])
@@ -78,11 +88,8 @@ class SequenceEncoder(NamedArrays):
         """Inner products; what the history holds gets `again`, too, which the export leaves out."""
         scores: np.ndarray = self.encode(queries) @ self.items.T
         scores[:, np.isnan(self.items[:, 0])] = -np.inf
-        log = self._known(queries)
-        ago = np.repeat(log.offsets[1:], log.counts) - 1 - np.arange(len(log.item))
-        request, item = log.request[ago < self.window], log.item[ago < self.window]
-        # Of an item that is there twice the newer event's stays.
-        scores[request, item] = scores[request, item] + self.again[ago[ago < self.window]]
+        request, item, kind = held_items(self.known(queries), window=int(self.window))
+        scores[request, item] += self.again[kind]
         return scores
 
     def export(self) -> Vectors:

@@ -2,10 +2,9 @@
 
 Decides what SASRec and GRU4Rec share: items known by one vector as events and as candidates (the id's,
 and the mean of the tokens'), a start token before the first event, layer norms at both ends, and the
-softmax over all items or, corrected by log Q, over a pool of them. What a history holds is a candidate in
-any case, with a learned score for being there by how many events ago that was: a session goes back to what
-it saw (as Ren et al. 2019, RepeatNet). They differ in `layers`. Parameters have the names of the arrays of
-`recsys.models.sequence.encoder`, which serves. Knows neither the loop nor how a batch is made.
+softmax over all items or, corrected by log Q, over a pool of them. They differ in `layers`. Parameters
+have the names of the arrays of `recsys.models.sequence.encoder`, which serves. Knows neither the loop nor
+how a batch is made.
 """
 
 from collections.abc import Callable
@@ -43,7 +42,6 @@ class SequenceModule(nn.Module):
         self.start = nn.Parameter(torch.randn(d) * spread)
         self.input_gain, self.input_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
         self.output_gain, self.output_shift = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
-        self.again = nn.Parameter(torch.zeros(settings.window))
 
     def layers(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -70,37 +68,19 @@ class SequenceModule(nn.Module):
 
         `rows` [R] are the distinct items of the batch, `tokens`, `token_offsets` [R] their content.
         `event` [B, n] as `encode` takes it. `target` [P] (position in rows) is what came at `place` [P] (flat
-        position in [B, n]), `weight` [P]. `pool` [N] (position in rows), `log_expected` [N] as `softmax_loss`
-        takes them. What a history holds is among the candidates in any case.
+        position in [B, n]), `weight` [P]. `pool` [N] (position in rows), `log_expected` [N] and `own` [P] as
+        `softmax_loss` takes them.
         """
         items = self.embed(batch["rows"], batch.get("tokens"), batch.get("token_offsets"))
-        event, place, target, pool = (batch[name] for name in ("event", "place", "target", "pool"))
-        length = event.shape[1]
-        users = self.encode(items, event)
-        logits = users @ items[event.clamp(max=len(items) - 1)].mT + self._again(length)  # of what is held
-        users, logits = users.flatten(0, 1)[place], logits.flatten(0, 1)[place]
-        item = event[place // length].masked_fill(~held(event, items=len(items)).flatten(0, 1)[place], -1)
-        own = (users * items[target]).sum(1)
-        taken = item == target[:, None]
-        own = own + (self._again(length)[place % length] * taken).sum(1)
-        logits = logits.masked_fill((item < 0) | taken, -torch.inf)
-        in_pool = torch.full((len(items) + 1,), -1, device=pool.device)
-        in_pool[pool] = torch.arange(len(pool), device=pool.device)
-        column = in_pool[torch.cat((target[:, None], item), 1)]
-        row = torch.arange(len(target), device=pool.device)[:, None]
+        users = self.encode(items, batch["event"]).flatten(0, 1)[batch["place"]]
         return softmax_loss(
             users,
-            torch.cat((own[:, None], logits), 1),
-            pool=items[pool],
+            items[batch["target"]],
+            pool=items[batch["pool"]],
             log_expected=batch["log_expected"],
-            hidden=(row * len(pool) + column)[column >= 0],
+            own=batch["own"],
             weight=batch["weight"],
         )
-
-    def _again(self, length: int) -> Tensor:
-        """`again` for positions [length, length]: of the history's end and of what it holds."""
-        place = torch.arange(length, device=self.again.device)
-        return self.again[(place[:, None] - place).clamp(0, len(self.again) - 1)]
 
     def dropped(self, x: Tensor, share: float) -> Tensor:
         return functional.dropout(x, share, self.training)
@@ -127,8 +107,9 @@ class SequenceModule(nn.Module):
         described = np.diff(self.tokens.offsets) > 0 if self.tokens is not None else np.zeros_like(taught)
         items[~taught & ~described] = np.nan
         arrays = {name: p.detach().float().cpu().numpy().copy() for name, p in self.named_parameters()}
-        arrays |= {"items": items, "window": np.array(self.settings.window)}
-        return self.serves.from_arrays(arrays | {"temperature": np.array(self.settings.temperature or 0.0)})
+        arrays |= {"items": items, "again": np.zeros(2, np.float32), "window": np.array(self.settings.window)}
+        arrays |= {"temperature": np.array(self.settings.temperature or 0.0)}
+        return self.serves.from_arrays(arrays)
 
 
 class SelfAttention(SequenceModule):
@@ -188,15 +169,6 @@ class Recurrent(SequenceModule):
         share = self.settings.dropout or 0.0
         y, _ = torch.gru(x, x.new_zeros(n, len(x), d), flat, True, n, share, self.training, False, True)
         return self.dropped(y, share)
-
-
-def held(event: Tensor, *, items: int) -> Tensor:
-    """Which events j a history [B, n] that ends at i holds, bool [B, i, j]; of an item the newest alone. What
-    stands for no item (it is `items` or more) is none."""
-    place = torch.arange(event.shape[1], device=event.device)
-    again = (event[:, :, None] == event[:, None]) & (place[:, None] < place)  # [B, j, later]
-    replaced = torch.where(again.any(2), again.int().argmax(2), event.shape[1])[:, None]  # [B, 1, j]
-    return (place <= place[:, None]) & (place[:, None] < replaced) & (event < items)[:, None]
 
 
 def _layer_norms(layers: int, d: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -1,5 +1,7 @@
 """The torch modules and the numpy encoders that serve in their place give the same vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,15 +105,13 @@ def test_no_position_sees_what_comes_later(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_of_the_share_that_the_served_scores_give_the_target(kind):
-    """With items that come again, one that is drawn for the pool though a history holds it, and two targets
-    that are asked for together."""
-    module, all_taught = module_of(kind), np.ones(ITEMS, bool)
+    """With items that come again, a target that is in the pool, and two that are asked for together."""
+    module = module_of(kind)
     histories = [[3, 5, 3, 7], [5, 5]]
     event, _ = padded(histories_of(histories), window=6, start=ITEMS, padding=ITEMS + 1)
     asked = [(0, 0, 3), (0, 3, 7), (0, 3, 3), (0, 3, 9), (1, 1, 5), (1, 2, 1)]  # row, events before, target
-    pool = np.array([2, 5, 9, 11])
+    pool, rows = np.array([2, 5, 9, 11]), np.arange(ITEMS)
     log_expected = np.log([0.3, 0.5, 0.9, 0.1]).astype(np.float32)
-    rows = np.arange(ITEMS)
     batch = {
         "rows": rows,
         "event": event,
@@ -120,30 +120,30 @@ def test_the_loss_is_of_the_share_that_the_served_scores_give_the_target(kind):
         "weight": np.ones(len(asked), np.float32),
         "pool": pool,
         "log_expected": log_expected,
+        "own": np.array([-1, -1, -1, 2, 1, -1]),
         **module.content_of(rows),
     }
     with torch.no_grad():
         loss = module(**{name: torch.from_numpy(array) for name, array in batch.items()})
-    encoder, expected = module.export(all_taught), []
+    encoder, expected = module.export(np.ones(ITEMS, bool)), []
     for row, before, target in asked:
-        history = histories[row][:before]
-        scores = encoder.score(Queries(np.array([-1]), histories_of([history]), np.zeros(1, np.int64)))[0]
-        drawn = {item: scores[item] - told for item, told in zip(pool, log_expected)}
-        logits = drawn | {item: scores[item] for item in (*history, target)}
-        expected.append(np.log(np.sum(np.exp(list(logits.values())))) - logits[target])
+        history = histories_of([histories[row][:before]])
+        scores = encoder.score(Queries(np.array([-1]), history, np.zeros(1, np.int64)))[0]
+        logits = {item: scores[item] - told for item, told in zip(pool, log_expected)}
+        logits[target] = scores[target]
+        expected.append(np.log(np.sum(np.exp(list(logits.values())))) - scores[target])
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_item_that_is_there_twice_is_scored_as_taken_when_it_was_last(kind):
-    encoder = module_of(kind).export(taught())
-    histories = histories_of([[4, 2, 4, 1], [9, 9, 9, 9, 9, 9, 3, 3, 3, 3, 3, 3]])
+def test_what_a_history_holds_has_a_score_for_being_there(kind):
+    encoder = replace(module_of(kind).export(taught()), again=np.array([0.5, 2], np.float32))
+    histories = histories_of([[4, 2, 4, 1], [9, 9, 9, 9, 9, 9, 3, 3, 3, 7, 3, 3]])
     queries = Queries(np.full(2, -1), histories, np.zeros(2, np.int64))
     added = encoder.score(queries) - encoder.encode(queries) @ np.nan_to_num(encoder.items).T
     expected = np.zeros_like(added)
-    expected[0, [1, 4, 2]], expected[1, 3] = encoder.again[:3], encoder.again[0]  # 9 is beyond the window
-    found = np.isfinite(added)
-    np.testing.assert_allclose(added[found], expected[found], atol=1e-5)
+    expected[0, [1, 4, 2]], expected[1, [3, 7]] = [0.5, 2, 2], [0.5, 2]  # 9 is beyond the window
+    np.testing.assert_allclose(added[:, taught()], expected[:, taught()], atol=1e-5)
 
 
 def test_padding_keeps_the_newest_events_behind_the_start_token():
