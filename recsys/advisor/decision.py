@@ -87,7 +87,7 @@ def _leaf(found: Profile, *, real_time: bool) -> tuple[Leaf, tuple[str, ...], li
     leaf, models, why = _batch(found)
     if real_time or found.ordered:
         why = _WHY_ORDER[found.asked]
-        sequence = ("popularity", "covisitation", "sasrec", "gru4rec")
+        sequence = ("popularity", "covisitation", "sasrec", "gru4rec", "two_tower")
         return Leaf.SESSION, tuple(dict.fromkeys((*sequence, *models))), [one, why]
     return leaf, models, [one, why]
 

@@ -86,8 +86,8 @@ class TwoTowerModel(TwoTowerSettings):
             raise SettingsError("in_batch and uniform are both 0: positives need negatives to be told from")
 
     def estimate(self, data: Interactions) -> Estimate:
-        """Tables with their gradients, moments and copies, and the logits of a batch; the seconds of all
-        steps, of which it may leave some out."""
+        """Tables with their gradients, moments and copies, and the logits of a batch; the seconds of half of
+        the epochs, after which the slice has said "enough" as a rule."""
         d, tokens = self.dimensions, self.content and data.item_tokens is not None
         examples, length = self._expected(data)
         batch, epochs, steps = self._schedule(examples, length)
@@ -98,7 +98,7 @@ class TwoTowerModel(TwoTowerSettings):
         memory = 4 * (10 * rows * d + 6 * logits + 8 * events + 2 * 256 * data.items) + 100 * len(data)
         step = (1e-8 + 1.3e-10 * d) * logits + 4e-9 * rows * d + 5e-9 * events
         start = (3e-9 * d * data.items + 2e-8 * len(data)) * d if self.spectral else 0.0
-        return Estimate(memory / 1e6, start + epochs * (steps * step + 1e-8 * validated))
+        return Estimate(memory / 1e6, start + epochs / 2 * (steps * step + 1e-8 * validated))
 
     def fit(
         self, data: Interactions, *, seed: int, progress: Progress = silent, start: Arrays | None = None
