@@ -73,6 +73,12 @@ class Vectors:
     items: np.ndarray  # float32 [V, D]; a row of NaN = an item that nothing taught
     encoder: UserEncoding
 
+    def score(self, queries: Queries) -> np.ndarray:
+        """float32 [B, V]; -inf for what nothing taught."""
+        scores: np.ndarray = self.encoder.encode(queries) @ self.items.T
+        scores[:, np.isnan(self.items[:, 0])] = -np.inf
+        return scores
+
 
 Export = Vectors | ItemTable | Mapping[str, "Export"]  # the last of a blend: each part's own
 

@@ -28,9 +28,7 @@ class Factors:
     encoder: FoldIn
 
     def score(self, queries: Queries) -> np.ndarray:
-        scores = self.encoder.encode(queries) @ np.nan_to_num(self.items).T
-        scores[:, np.isnan(self.items[:, 0])] = -np.inf
-        return scores
+        return self.export().score(queries)
 
     def arrays(self) -> Arrays:
         return {"vectors": self.items, **self.encoder.arrays()}

@@ -86,8 +86,7 @@ class SequenceEncoder(NamedArrays):
 
     def score(self, queries: Queries) -> np.ndarray:
         """Inner products; what the history holds gets `again`, too, which the export leaves out."""
-        scores: np.ndarray = self.encode(queries) @ self.items.T
-        scores[:, np.isnan(self.items[:, 0])] = -np.inf
+        scores = self.export().score(queries)
         request, item, kind = held_items(self.known(queries), window=int(self.window))
         scores[request, item] += self.again[kind]
         return scores

@@ -63,9 +63,7 @@ class FittedTwoTower:
 
     def score(self, queries: Queries) -> np.ndarray:
         """Cosine of user and item, float32 [B, V]; -inf = no score."""
-        scores: np.ndarray = self.users.encode(queries) @ self.items.T
-        scores[:, np.isnan(self.items[:, 0])] = -np.inf
-        return scores
+        return self.export().score(queries)
 
     def arrays(self) -> Arrays:
         return {"items": self.items, **self.users.arrays()}
