@@ -65,7 +65,7 @@ class SequenceModel(SequenceSettings):
 
     def estimate(self, data: Interactions) -> Estimate:
         """Tables with their gradients, moments and copies, and the logits of a batch."""
-        d, tokens = self.dimensions, self.content and data.item_tokens is not None
+        d, tokens = self.settled(data).dimensions or 0, self.content and data.item_tokens is not None
         full = data.items <= self.full_softmax
         pool = data.items if full else min(self.popular + self.uniform, data.items)
         rows = data.items + tokens * self.token_buckets
@@ -98,17 +98,19 @@ class SequenceModel(SequenceSettings):
     def settled(self, data: Interactions) -> Self:
         """The same with what is left to the log.
 
-        Vectors of unit length learn sessions better (as Gupta et al. 2019, NISER), inner products users of
-        small logs; these want more dropout. Seen on slices of diginetica, Beauty and LastFM.
+        More vectors of unit length learn sessions better (as Gupta et al. 2019, NISER), inner products users
+        of small logs; these want more dropout. Seen on slices of diginetica, Beauty and LastFM.
         """
-        temperature, dropout, rate = self.temperature, self.dropout, self.learning_rate
-        if temperature is None:
-            temperature = 0.07 if data.asked is Asked.SESSION else 0.0
-        if dropout is None:
-            dropout = 0.5 if len(data) < SMALL else 0.2
-        if rate is None:
-            rate = 0.003 if temperature else 0.001
-        return replace(self, temperature=temperature, dropout=dropout, learning_rate=rate)
+        sessions, found = data.asked is Asked.SESSION, self
+        if found.dimensions is None:
+            found = replace(found, dimensions=128 if sessions else 64)
+        if found.temperature is None:
+            found = replace(found, temperature=0.07 if sessions else 0.0)
+        if found.dropout is None:
+            found = replace(found, dropout=0.5 if len(data) < SMALL else 0.2)
+        if found.learning_rate is None:
+            found = replace(found, learning_rate=0.003 if found.temperature else 0.001)
+        return found
 
     def finish(self, task: "SequenceTask") -> SequenceEncoder:
         return with_again(task.exported(), task.judged)

@@ -30,6 +30,7 @@ class SequenceModule(nn.Module):
     def __init__(self, *, items: int, tokens: Tokens | None, settings: SequenceSettings):
         super().__init__()
         d = settings.dimensions
+        assert d is not None
         self.settings = settings
         spread = d**-0.5 if settings.temperature else 0.02  # of a vector's first entries
         self.tokens = None
@@ -120,7 +121,7 @@ class SelfAttention(SequenceModule):
 
     def __init__(self, *, items: int, tokens: Tokens | None, settings: SequenceSettings):
         super().__init__(items=items, tokens=tokens, settings=settings)
-        d, n = settings.dimensions, settings.layers
+        d, n = len(self.start), settings.layers
         self.bias = nn.Parameter(torch.zeros(n, settings.heads, settings.window + 1))
         self.attention_gain, self.attention_shift = _layer_norms(n, d)
         self.attention_in, self.attention_in_bias = _linear(n, d, 3 * d)
@@ -159,12 +160,12 @@ class Recurrent(SequenceModule):
 
     def __init__(self, *, items: int, tokens: Tokens | None, settings: SequenceSettings):
         super().__init__(items=items, tokens=tokens, settings=settings)
-        d, n = settings.dimensions, settings.layers
+        d, n = len(self.start), settings.layers
         self.gates, self.gates_bias = _linear(n, d, 3 * d)
         self.memory, self.memory_bias = _linear(n, d, 3 * d)
 
     def layers(self, x: Tensor) -> Tensor:
-        d, n = self.settings.dimensions, self.settings.layers
+        d, n = len(self.start), self.settings.layers
         flat = [w[i] for i in range(n) for w in (self.gates, self.memory, self.gates_bias, self.memory_bias)]
         share = self.settings.dropout or 0.0
         y, _ = torch.gru(x, x.new_zeros(n, len(x), d), flat, True, n, share, self.training, False, True)

@@ -8,7 +8,7 @@ from recsys.models.retrieval import check_settings
 
 @dataclass(frozen=True, slots=True)
 class SequenceSettings:
-    dimensions: int = 64
+    dimensions: int | None = None  # None = 128 of sessions, else 64
     layers: int = 2
     heads: int = 2  # of attention
     window: int = 50  # newest events of a history that are read
@@ -28,7 +28,7 @@ class SequenceSettings:
             not_negative=("temperature", "full_softmax", "popular", "uniform"),
             shares=("dropout", "event_dropout"),
         )
-        if self.dimensions % self.heads:
+        if self.dimensions and self.dimensions % self.heads:
             raise SettingsError(f"dimensions = {self.dimensions}: must be a multiple of heads = {self.heads}")
         if not self.popular + self.uniform:
             raise SettingsError("popular and uniform are both 0: positives need negatives to be told from")
