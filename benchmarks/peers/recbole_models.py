@@ -87,7 +87,7 @@ def sequence_vectors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs for whole sequences, by user, and the items' vectors; the same numbers."""
     users = [model.forward(*part) for part in zip(*(of.split(1024) for of in sequences))]
-    return torch.cat(users), model.item_embedding.weight
+    return torch.cat(users), model.item_embedding.weight.detach()
 
 
 def sequences_of(dataset: object, user: np.ndarray, item: np.ndarray, users: np.ndarray) -> tuple:
@@ -122,7 +122,12 @@ def main() -> None:
             "reproducibility": True,
             "show_progress": False,
             "state": "ERROR",
-            "eval_args": {"split": {"RS": [1, 0, 0]}, "order": "RO", "group_by": "user", "mode": "full"},
+            "eval_args": {
+                "split": {"RS": [1, 0, 0]},
+                "order": "TO" if sequential else "RO",
+                "group_by": "user",
+                "mode": "full",
+            },
             "epochs": max(keep),
             **(SEQUENTIAL if sequential else {}),
             **request["settings"],
