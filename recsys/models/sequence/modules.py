@@ -147,7 +147,9 @@ class SelfAttention(SequenceModule):
             y = functional.linear(y, self.attention_out[n], self.attention_out_bias[n])
             x = x + self.dropped(y, share)
             y = functional.layer_norm(x, (d,), self.wide_gain[n], self.wide_shift[n], EPSILON)
-            y = functional.gelu(functional.linear(y, self.wide_in[n], self.wide_in_bias[n]))
+            y = functional.gelu(
+                functional.linear(y, self.wide_in[n], self.wide_in_bias[n]), approximate="tanh"
+            )
             y = functional.linear(y, self.wide_out[n], self.wide_out_bias[n])
             x = x + self.dropped(y, share)
         return x
