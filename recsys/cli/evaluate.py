@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from recsys.models.retrieval import RetrievalModel
 
 MOST = 2**31 - 1  # of a seed and of a cutoff: torch and NumPy take no larger ones
+_LOG_SECONDS = 30.0  # between lines that say how far a fit is, where no terminal shows a bar
 
 
 def evaluate(
@@ -117,10 +119,14 @@ def _run(
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"
     bars.console.print(f"{title}: {needs}", highlight=False, markup=False)
     check_capacity(estimate, what=title, available_mb=1000 * memory_gb if memory_gb else free_mb())
-    bar = bars.task_ids[-1]
+    bar, told = bars.task_ids[-1], time.monotonic()
 
     def tell(share: float, doing: str) -> None:
+        nonlocal told
         bars.update(bar, description=f"{title}: {doing}", completed=share, total=1)
+        if not bars.console.is_terminal and time.monotonic() > told + _LOG_SECONDS:
+            told = time.monotonic()
+            bars.console.print(f"{title}: {doing}, {share:.0%}", highlight=False, markup=False)
 
     from recsys.cli.advise import print_choice
 

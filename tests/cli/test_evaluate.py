@@ -169,6 +169,12 @@ def test_a_path_with_brackets_is_no_markup_of_the_bar():
         bars.add_task("reading data[/old]")
 
 
+def test_where_no_terminal_shows_the_bar_lines_say_how_far_it_is(adjacency, monkeypatch):
+    monkeypatch.setattr("recsys.cli.evaluate._LOG_SECONDS", 0.0)
+    told, _ = evaluate("--format", "adjacency", "--path", adjacency, "--model", "gru4rec passes=2")
+    assert "gru4rec passes=2, seed 0: loss " in told
+
+
 def test_auto_tells_what_it_tried_and_brackets_of_settings_are_no_markup(adjacency):
     """`models=[...]` was read as markup, and told as `models=`."""
     text = "auto models=[popularity,covisitation]"
