@@ -20,13 +20,14 @@ from recsys.errors import CapacityError, DataError, SettingsError, in_one_line
 from recsys.interactions import Interactions
 from recsys.memory import free_mb
 from recsys.models.blend import DEPTH, FittedBlend
-from recsys.models.held_out import asked_slice
+from recsys.models.held_out import asked_slice, lists_of, ndcg_of
 from recsys.models.retrieval import Estimate, Fitted, Progress, check_settings, silent
 from recsys.models.search_space import Space
-from recsys.training.blend import Weights, choose_weights, lists_of, ndcg_of
+from recsys.training.blend import Weights, choose_weights
 from recsys.training.retrieval_models import model_class, model_name
 
-MOST_USERS = 20_000  # on the slice
+MOST_USERS = 20_000  # or questions of sessions, on the slice
+_LISTS = 14  # of so many models, and once more stacked
 FEW = 50  # fewer questions can't tell models apart
 _LONG = 30.0  # seconds from which on a fit tells how fast the machine is: shorter ones compile as long
 
@@ -72,8 +73,8 @@ class Auto:
 
     def estimate(self, data: Interactions) -> Estimate:
         """It tries what fits, so its needs are its limits; the memory, of the lists that are compared."""
-        asked = min(MOST_USERS, data.users)
-        return Estimate(200 + 4e-6 * 8 * DEPTH * asked, 60 * self.budget_minutes)
+        asked = min(MOST_USERS, len(data))
+        return Estimate(200 + 4e-6 * 2 * _LISTS * DEPTH * asked, 60 * self.budget_minutes)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedAuto:
         """Raises DataError where no model could be trained."""
@@ -153,8 +154,8 @@ class _Run:
         if estimate.seconds > _LONG:
             self.told, self.took = self.told + estimate.seconds, self.took + seconds
         self._tell(f"{name}: ranking")
-        self.lists[name] = lists_of(fitted, self.judged, items=self.data.items)
-        return Tried(name, ndcg_of(self.lists[name], self.judged, items=self.data.items), seconds)
+        self.lists[name] = lists_of(fitted, self.judged, items=self.data.items, depth=DEPTH)
+        return Tried(name, ndcg_of(self.lists[name], self.judged), seconds)
 
     def _unfit(self, estimate: Estimate, before: Sequence[Tried]) -> str:
         """Why a model of this estimate is not tried; nothing if it is."""

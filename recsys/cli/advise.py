@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,9 @@ def advise(
     console = Console() if Console().is_terminal else Console(width=160)
     _print_profile(console, found)
     print_decision(console, decision)
-    command = f"recsys evaluate --format {format_} --path {shlex.quote(str(path))} --model auto"
+    given = f" --split {split}" * bool(split)
+    given += f" --set latency_ms={latency_ms:g}" * (latency_ms != 100) + " --set real_time=true" * real_time
+    command = f"recsys evaluate --format {format_} --path {shlex.quote(str(path))} --model auto{given}"
     console.print(f"\ntry them: [bold]{escape(command)}[/bold]", highlight=False, soft_wrap=True)
     plain = {k: getattr(v, "value", v) for k, v in asdict(found).items()}
     told = {k: getattr(v, "value", v) for k, v in asdict(decision).items()}
@@ -87,6 +90,5 @@ def print_choice(console: Console, fitted: Any) -> None:
         table.add_row(one.model, *figures, f"{one.weight:.1f}" if one.weight else "", escape(one.why))
     console.print(table)
     kind = "blend" if len(fitted.parts) > 1 else "single model"
-    console.print(
-        f"chosen: {' + '.join(fitted.parts)} ({kind}, {fitted.ndcg:.4f} on the slice)", highlight=False
-    )
+    seen = "unseen" if math.isnan(fitted.ndcg) else f"{fitted.ndcg:.4f} on the slice"
+    console.print(f"chosen: {' + '.join(fitted.parts)} ({kind}, {seen})", highlight=False)

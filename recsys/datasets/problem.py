@@ -155,16 +155,19 @@ def hold_out_orders(train: Interactions, *, users: int, seed: int) -> tuple[Inte
     return rest, judge_users(rest, user=log.request[row], item=log.item[row], value=log.value[row])
 
 
-def hold_out_sessions(train: Interactions, *, sessions: int) -> tuple[Interactions, Judged]:
-    """A validation slice of whole histories, the last `sessions` of those with two events: each event but the
-    first is asked for, of a stranger who took what came before. Nothing is masked.
+def hold_out_sessions(train: Interactions, *, questions: int) -> tuple[Interactions, Judged]:
+    """A validation slice of whole histories, the last ones of two events and more, at most a tenth of all and
+    as many as ask at most `questions`: each event but the first is asked for, of a stranger who took what
+    came before. Nothing is masked.
 
     Files of sessions have the oldest first as a rule (diginetica's: the nearer the end, the more its items
     are those of the test part); where they have not, the last are as good as any.
     """
     log = train.histories
-    eligible = np.flatnonzero(log.counts >= 2)
-    chosen = eligible[max(len(eligible) - sessions, 0) :]
+    eligible = np.flatnonzero(log.counts >= 2)[::-1]
+    asked = np.cumsum(log.counts[eligible] - 1)
+    most = min(int((log.counts > 0).sum()) // 10, int(np.searchsorted(asked, questions, side="right")))
+    chosen = eligible[:most][::-1]
     held = log.take(chosen)
     place = np.arange(len(held.item)) - np.repeat(held.offsets[:-1].astype(np.int64), held.counts)
     asked = np.flatnonzero(place > 0)

@@ -12,10 +12,10 @@ import numpy as np
 from recsys.datasets.problem import Judged
 from recsys.errors import SettingsError
 from recsys.metrics import hits, hr_at, mrr_at, ndcg_at, precision_at, recall_at
+from recsys.models.held_out import score_blocks
 from recsys.models.retrieval import Fitted
 from recsys.models.top_k import top_k
 
-BLOCK_MB = 256.0  # of scores held at once
 # "p" is what session papers call P@k: whether the one item that followed is in the top k.
 METRICS = {
     "recall": recall_at,
@@ -41,21 +41,15 @@ def rank_all(
     Raises SettingsError for the scores of a fit that diverged; one query tells, since it spoils all.
     """
     shuffled = np.random.default_rng(seed).permutation(items)
-    size = max(1, int(BLOCK_MB * 1e6 / 4 / max(items, 1)))
     ranked = np.full((len(judged), depth), -1, np.int32)
-    for start in range(0, len(judged), size):
-        block = np.arange(start, min(start + size, len(judged)))
-        part = judged.take(block)
-        scores = fitted.score(part.queries)
+    for rows, _, scores in score_blocks(fitted, judged, items=items):
         if np.isnan(scores[0]).any() or np.isneginf(scores[0]).all():
             raise SettingsError(
                 "the model has no scores: its fit diverged or overflowed; lower its learning_rate, or set "
                 "what was changed nearer to the defaults"
             )
-        request = np.repeat(np.arange(len(part)), np.diff(part.masked_offsets))
-        scores[request, part.masked] = -np.inf
-        ranked[block] = top_k(scores, k=depth, tie_order=shuffled)
-        progress((start + len(block)) / len(judged))
+        ranked[rows] = top_k(scores, k=depth, tie_order=shuffled)
+        progress((1 + rows[-1]) / len(judged))
     return ranked
 
 

@@ -5,7 +5,7 @@ scores that can be compared. It is what the request path's retrieval does with t
 sources, so a blend is served as several sources and their merge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -28,15 +28,16 @@ class FittedBlend:
     constant: float  # added to a rank: the larger it is, the less the first places stand out
 
     def score(self, queries: Queries) -> np.ndarray:
-        """Sum over parts of weight / (constant + rank), float32 [B, V]; an item on no list has no score. Of a
-        single part its own scores."""
+        """float32 [B, V]; where some items are not asked for, `fused` of what is left ranks better."""
+        return self.fused(part.score(queries) for part in self.parts.values())
+
+    def fused(self, scores: Iterable[np.ndarray]) -> np.ndarray:
+        """Sum of weight / (constant + rank) over the parts, given their own `scores`: float32 [B, V], -inf
+        for what is on no list. Of a single part its own scores."""
         if len(self.parts) == 1:
-            return next(iter(self.parts.values())).score(queries)
-        fused = (
-            weight * rank_scores(part.score(queries), constant=self.constant)
-            for part, weight in zip(self.parts.values(), self.weights)
-        )
-        total = sum(fused, start=np.float32(0))
+            return next(iter(scores))
+        ranks = (w * rank_scores(own, constant=self.constant) for w, own in zip(self.weights, scores))
+        total = sum(ranks, start=np.float32(0))
         return np.where(total == 0, np.float32(-np.inf), total)
 
     def arrays(self) -> Arrays:

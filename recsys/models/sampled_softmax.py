@@ -22,7 +22,10 @@ def softmax_loss(
     `own` int64 [P] is where the target stands in the pool, in which it counts as the target alone; -1 =
     nowhere. Without any weight it is 0.
     """
-    found: Tensor = _SoftmaxLoss.apply(users, target, pool, log_expected, own, weight)
+    with torch.autocast(users.device.type, enabled=False):  # sums of exponentials want all digits
+        found: Tensor = _SoftmaxLoss.apply(
+            users.float(), target.float(), pool.float(), log_expected, own, weight
+        )
     return found
 
 
@@ -41,7 +44,6 @@ class _SoftmaxLoss(torch.autograd.Function):
     def forward(  # type: ignore[no-untyped-def]
         context, users, target, pool, log_expected, own, weight
     ):
-        users, target, pool = users.float(), target.float(), pool.float()
         share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         of_users, of_pool = torch.empty_like(users), torch.zeros_like(pool)
         positive = (users * target).sum(1)

@@ -12,20 +12,18 @@ from itertools import product
 import numpy as np
 
 from recsys.datasets.problem import Judged
+from recsys.models.held_out import AT, score_blocks
 from recsys.models.sequence.encoder import SequenceEncoder, held_items
 from recsys.models.top_k import top_k
 
 GRID = np.arange(-3, 3.5, 0.5).astype(np.float32)  # of logits
-AT = 10
-_BLOCK = 1 << 25  # scores held at once
 
 
 def with_again(encoder: SequenceEncoder, judged: Judged) -> SequenceEncoder:
     """`encoder` with the `again` that suits the questions `judged` best; its own is put aside."""
     encoder = replace(encoder, again=np.zeros(2, np.float32))
-    size = max(1, _BLOCK // len(encoder.items))
-    blocks = [np.arange(start, min(start + size, len(judged))) for start in range(0, len(judged), size)]
-    parts = [_Part.of(encoder, judged.take(rows)) for rows in blocks]
+    blocks = score_blocks(encoder, judged, items=len(encoder.items))
+    parts = [_Part.of(encoder, part, scores) for _, part, scores in blocks]
     if not any((part.kind >= 0).any() for part in parts):
         return encoder  # nothing is asked for again
 
@@ -36,7 +34,7 @@ def with_again(encoder: SequenceEncoder, judged: Judged) -> SequenceEncoder:
     tried = [np.array(pair, np.float32) for pair in product(GRID, GRID)]
     best = max(tried, key=lambda again: float(gains(again).mean()))
     difference = gains(best) - before
-    if difference.mean() < 2 * difference.std() / np.sqrt(len(difference)):
+    if difference.mean() <= 2 * difference.std() / np.sqrt(len(difference)):
         return encoder
     return replace(encoder, again=best)
 
@@ -53,9 +51,8 @@ class _Part:
     held_kind: np.ndarray  # int64 [B, H]
 
     @classmethod
-    def of(cls, encoder: SequenceEncoder, judged: Judged) -> "_Part":
-        scores, at = encoder.score(judged.queries), min(AT, len(encoder.items))
-        scores[np.repeat(np.arange(len(judged)), np.diff(judged.masked_offsets)), judged.masked] = -np.inf
+    def of(cls, encoder: SequenceEncoder, judged: Judged, scores: np.ndarray) -> "_Part":
+        """Overwrites `scores` [B, V]."""
         request = np.repeat(np.arange(len(judged)), judged.target_counts)
         kind = np.full(scores.shape, -1, np.int8)
         row, item, kinds = held_items(encoder.known(judged.queries), window=int(encoder.window))
@@ -67,7 +64,7 @@ class _Part:
         held_kind = np.zeros(held.shape, np.int64)
         held[row, place], held_kind[row, place] = scores[row, item], kinds
         scores[row, item] = -np.inf
-        best = top_k(scores, k=at, tie_order=np.arange(scores.shape[1]))
+        best = top_k(scores, k=min(AT, scores.shape[1]), tie_order=np.arange(scores.shape[1]))
         others = np.where(best < 0, -np.inf, np.take_along_axis(scores, np.maximum(best, 0), 1))
         return cls(request, own, kind[request, judged.target].astype(np.int64), others, held, held_kind)
 

@@ -13,14 +13,10 @@ import numba
 import numpy as np
 
 from recsys.datasets.problem import Judged
-from recsys.models.blend import DEPTH
-from recsys.models.retrieval import Fitted
-from recsys.models.top_k import top_k
+from recsys.models.held_out import AT
 
 ROUNDS = 10  # weights are tenths
 CONSTANTS = (3.0, 10.0, 60.0)
-AT = 10  # the cutoff of the NDCG that is made better
-_BLOCK = 1 << 25  # scores held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +24,6 @@ class Weights:
     of: Mapping[str, float]  # model -> weight > 0, adding up to 1
     constant: float  # of the fusion
     gain: np.ndarray  # float64 [B] NDCG of each query
-
-
-def lists_of(fitted: Fitted, judged: Judged, *, items: int) -> np.ndarray:
-    """The DEPTH best items of each query that are not masked, int32 [B, DEPTH]; -1 = none left."""
-    size = max(1, _BLOCK // max(items, 1))
-    found = [np.zeros((0, DEPTH), np.int32)]
-    for start in range(0, len(judged), size):
-        part = judged.take(np.arange(start, min(start + size, len(judged))))
-        scores = fitted.score(part.queries)
-        scores[np.repeat(np.arange(len(part)), np.diff(part.masked_offsets)), part.masked] = -np.inf
-        found.append(top_k(scores, k=DEPTH, tie_order=np.arange(items)))
-    return np.concatenate(found)
-
-
-def ndcg_of(lists: np.ndarray, judged: Judged, *, items: int) -> float:
-    """Mean NDCG@AT of the lists of one model."""
-    return float(_ndcg(lists[None], np.ones(1), 1.0, judged, items).mean())
 
 
 def choose_weights(lists: Mapping[str, np.ndarray], judged: Judged, *, most: int, items: int) -> Weights:
@@ -83,7 +62,8 @@ def _ndcg(lists: np.ndarray, weights: np.ndarray, constant: float, judged: Judge
 def _fused_ndcg(  # type: ignore[no-untyped-def]
     lists, weights, constant, target_offsets, target, at, items
 ):
-    """A target's rank is 1 + how many items have a larger sum of weight / (constant + rank)."""
+    """A target's rank is 1 + how many items have a larger sum of weight / (constant + rank), and half of the
+    others that have the same: a blend has many, a single model none."""
     models, queries, depth = lists.shape
     total = np.zeros(items, np.float32)
     touched = np.empty(models * depth, np.int32)
@@ -109,9 +89,9 @@ def _fused_ndcg(  # type: ignore[no-untyped-def]
             own = total[target[t]]
             if own == 0:
                 continue
-            better = 0
+            better = -0.5  # it is among its equals
             for k in range(n):
-                better += total[touched[k]] > own
+                better += (total[touched[k]] > own) + 0.5 * (total[touched[k]] == own)
             if better < at:
                 found[b] += 1 / np.log2(2 + better) / ideal
         for k in range(n):

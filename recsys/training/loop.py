@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from recsys.errors import CapacityError
+
 Arrays = Mapping[str, np.ndarray]
 RESUME = "resume."  # entries of a checkpoint that only the newest needs
 _MODEL, _BEST, _MOMENTS = RESUME + "model.", RESUME + "best.", RESUME + "moments."
@@ -121,13 +123,17 @@ class FitTask(Task, Protocol):
 
 
 def run_fit(task: FitTask, *, seed: int, progress: Callable[[float, str], None]) -> None:
-    """Trains `task` to its end, here."""
+    """Trains `task` to its end, here. Raises CapacityError where a GPU's memory is not enough."""
 
     def tell(share: float, loss: float) -> None:
         progress(share, f"loss {loss:.3f}")
 
-    for _ in train(task, settings=task.loop, seed=seed, progress=tell):
-        pass
+    try:
+        for _ in train(task, settings=task.loop, seed=seed, progress=tell):
+            pass
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        raise CapacityError(f"{told}; give a smaller batch or fewer dimensions") from error
 
 
 def best_of(checkpoint: Arrays) -> dict[str, np.ndarray]:

@@ -15,9 +15,9 @@ import numpy as np
 from recsys.datasets.problem import Judged
 from recsys.errors import DataError, RecsysError
 from recsys.interactions import Interactions
+from recsys.models.held_out import AT, lists_of, ndcg_of
 from recsys.models.retrieval import Fitted, Predicts, RetrievalModel
 from recsys.models.search_space import Space, draw
-from recsys.training.blend import AT, lists_of, ndcg_of
 
 NINTHS = (1, 3, 9)  # of the training users, one after the other
 
@@ -59,7 +59,7 @@ class Search:
     def quality(self, fitted: Fitted, judged: Judged) -> float:
         """The metric. Raises DataError for RMSE where no value (rating) is known."""
         if not self.model.explicit:
-            return ndcg_of(lists_of(fitted, judged, items=self.data.items), judged, items=self.data.items)
+            return ndcg_of(lists_of(fitted, judged, items=self.data.items, depth=AT), judged)
         rated = np.flatnonzero(~np.isnan(judged.value))
         if not len(rated):
             raise DataError("no event held out has a value (rating): choose a model that needs none")

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from recsys.datasets.problem import Judged
+from recsys.errors import SettingsError
 from recsys.interactions import Asked, Interactions, Timing
-from recsys.models.held_out import asked_slice, spared_users
+from recsys.models.held_out import AT, asked_slice, lists_of, ndcg_of, spared_users
 from recsys.models.retrieval import Estimate, Progress, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.sequence.encoder import SequenceEncoder, padded
@@ -22,11 +23,11 @@ from recsys.models.sequence.modules import Recurrent, SelfAttention, SequenceMod
 from recsys.models.sequence.settings import SequenceSettings
 from recsys.models.two_tower.settings import Negatives
 from recsys.training.again import with_again
-from recsys.training.blend import lists_of, ndcg_of
 from recsys.training.loop import Arrays, LoopSettings, run_fit
 from recsys.training.negatives import Pool, draw_pool, whole_pool
 from recsys.types import Histories, ragged_index
 
+DIMENSIONS = (64, 128)  # the second of sessions
 SMALL = 500_000  # events: fewer are learned by heart without much dropout
 
 
@@ -103,7 +104,7 @@ class SequenceModel(SequenceSettings):
         """
         sessions, found = data.asked is Asked.SESSION, self
         if found.dimensions is None:
-            found = replace(found, dimensions=128 if sessions else 64)
+            found = replace(found, dimensions=DIMENSIONS[sessions])
         if found.temperature is None:
             found = replace(found, temperature=0.07 if sessions else 0.0)
         if found.dropout is None:
@@ -125,6 +126,14 @@ class SasRec(SequenceModel):
     (as Klenitskiy and Vasilev 2023, "Turning dross into gold loss")."""
 
     module: ClassVar[type[SequenceModule]] = SelfAttention
+
+    def __post_init__(self) -> None:
+        SequenceModel.__post_init__(self)
+        given = "" if self.dimensions else ", which the log chooses"
+        for dimensions in (self.dimensions,) if self.dimensions else DIMENSIONS:
+            if dimensions % self.heads:
+                told = f"dimensions = {dimensions}{given}: must be a multiple of heads = {self.heads}"
+                raise SettingsError(told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,8 @@ class SequenceTask:
         )
 
     def begin(self, epoch: int, rng: np.random.Generator) -> int:
-        self.pieces, self.weight = pieces(self.data, window=self.settings.window, rng=rng)
+        # One more than is read: the last event is only asked for.
+        self.pieces, self.weight = pieces(self.data, window=self.settings.window + 1, rng=rng)
         self.batches = alike(self.pieces.counts, size=self.settings.batch, rng=rng)
         return len(self.batches)
 
@@ -185,7 +195,8 @@ class SequenceTask:
         rows, position = np.unique(np.concatenate((target, pool.items)), return_inverse=True)
         of_target, of_pool = np.split(position, [len(target)])
         known = replace(histories, item=of_target)
-        event, counts = padded(known, window=self.settings.window, start=len(rows), padding=len(rows) + 1)
+        window = self.settings.window + 1
+        event, counts = padded(known, window=window, start=len(rows), padding=len(rows) + 1)
         width = max(event.shape[1] - 1, 1)
         batch = {
             "rows": rows.astype(np.int64),
@@ -222,8 +233,7 @@ class SequenceTask:
         """NDCG@10 of what was held out; NaN where nothing was."""
         if not len(self.judged):
             return float("nan")
-        lists = lists_of(self.exported(), self.judged, items=self.data.items)
-        return ndcg_of(lists, self.judged, items=self.data.items)
+        return ndcg_of(lists_of(self.exported(), self.judged, items=self.data.items, depth=AT), self.judged)
 
 
 def pieces(data: Interactions, *, window: int, rng: np.random.Generator) -> tuple[Histories, np.ndarray]:

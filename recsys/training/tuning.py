@@ -65,7 +65,7 @@ def run_trials(
     cpus, gpus = (min(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     room = memory_mb / search.model.estimate(search.data).memory_mb
     at_once = int(max(1, min(room, cpus, len(waiting))))
-    threads = int(cpus) // at_once
+    at_once, threads = even_shares(int(cpus), at_once)
     resources = {"CPU": float(threads)} | ({"GPU": min(1.0, gpus / at_once)} if gpus else {})
     fit = tune.with_parameters(_Fit, search=search, memory_mb=memory_mb / at_once, threads=threads)
     told = _Told(search, journal, ended)
@@ -90,6 +90,13 @@ def run_trials(
             raise told.broken from None
         raise
     return journal.trials
+
+
+def even_shares(cpus: int, most: int) -> tuple[int, int]:
+    """How many trials run at once, at most `most`, and the threads of each: Ray runs as many as there are
+    threads for, and each is promised its part of the memory."""
+    threads = -(-cpus // most)
+    return cpus // threads, threads
 
 
 def _check(search: Search, trials: int, minutes: float) -> None:

@@ -15,6 +15,7 @@ from recsys.datasets.problem import Judged, hold_out
 from recsys.errors import DataError, SettingsError
 from recsys.hashing import stable_hashes
 from recsys.interactions import Interactions, Timing
+from recsys.models.held_out import spared_users
 from recsys.models.retrieval import Arrays, Estimate, Progress, check_settings, silent
 from recsys.models.search_space import Choice, LogUniform, Space, Uniform
 from recsys.models.spectral import item_factors
@@ -27,7 +28,6 @@ from recsys.training.two_tower import Batch, Batches, UserSide
 from recsys.training.warm_start import start_from
 
 USER_SALT = "user-id"  # frozen: a warm start depends on it
-_HELD_OUT_USERS, _FEW = 2000, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class TwoTowerModel(TwoTowerSettings):
         rows = data.items + self.user_buckets + tokens * self.token_buckets
         logits = batch * min(self.in_batch + self.uniform, data.items)
         events = batch * (1 + length) * d
-        validated = min(_HELD_OUT_USERS, len(data) // _FEW) * data.items
+        validated = spared_users(data) * data.items
         memory = 4 * (10 * rows * d + 6 * logits + 8 * events + 2 * 256 * data.items) + 100 * len(data)
         step = (1e-8 + 1.3e-10 * d) * logits + 4e-9 * rows * d + 5e-9 * events
         start = (3e-9 * d * data.items + 2e-8 * len(data)) * d if self.spectral else 0.0
@@ -125,8 +125,8 @@ class TwoTowerModel(TwoTowerSettings):
         if not self.content:
             data = replace(data, item_tokens=None, user_tokens=None)
         kind = self._kind(data.timing)
-        asked, judged = min(_HELD_OUT_USERS, len(data) // _FEW), None
-        if asked >= _FEW:
+        judged = None
+        if asked := spared_users(data):
             data, judged = hold_out(data, users=asked, seed=seed, newest=kind == "next")
         hide = data.timing is Timing.CLOCK or _repeated(data) < 0.05
         examples = self._examples(data, kind=kind, hide=hide)

@@ -98,12 +98,14 @@ def test_a_newest_order_is_held_out_whole():
 
 
 def test_the_last_sessions_are_held_out_whole_and_asked_at_each_step():
-    user, item = np.array([0, 0, 1, 1, 2, 2, 2, 3]), np.array([0, 1, 1, 2, 3, 3, 0, 4])
-    log = interactions_from_pairs(user, item, users=4, items=5, timing=Timing.SEQUENCE)
-    rest, judged = hold_out_sessions(log, sessions=1)
-    assert rest.histories.item.tolist() == [0, 1, 1, 2, 4]  # the last one has one event, and stays
+    user = np.append(np.repeat(np.arange(18), 2), [18, 18, 18, 19])
+    item = np.append(np.tile([0, 1], 18), [3, 3, 0, 4])
+    log = interactions_from_pairs(user, item, users=20, items=5, timing=Timing.SEQUENCE)
+    rest, judged = hold_out_sessions(log, questions=2)
+    assert rest.histories.item.tolist() == [*([0, 1] * 18), 4]  # the last one has one event, and stays
     assert judged.queries.user.tolist() == [-1, -1]
     assert lists(judged.queries.histories.offsets, judged.queries.histories.item) == [[3], [3, 3]]
     assert judged.target.tolist() == [3, 0]
     assert len(judged.masked) == 0
-    assert len(hold_out_sessions(log, sessions=0)[1]) == 0
+    assert len(hold_out_sessions(log, questions=1)[1]) == 0  # the last one asks two
+    assert hold_out_sessions(log, questions=99)[1].target.tolist() == [1, 3, 0]  # a tenth of the sessions

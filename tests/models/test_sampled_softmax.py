@@ -38,3 +38,19 @@ def test_large_scores_overflow_nothing():
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(users.grad).all()
+
+
+def test_it_is_exact_where_a_gpu_trains_in_bfloat16():
+    """Its products mixed both kinds of numbers, and nothing could be trained."""
+    torch.manual_seed(0)
+    given = {"log_expected": torch.zeros(POOL), "own": torch.full((ROWS,), -1), "weight": torch.ones(ROWS)}
+    found = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        users, target, pool = (torch.randn(n, D, requires_grad=True) for n in (ROWS, ROWS, POOL))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = softmax_loss(users, target, pool=pool, **given)
+        loss.backward()
+        found.append((loss, users.grad, pool.grad))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)

@@ -7,9 +7,9 @@ import pytest
 
 from recsys.datasets.problem import Judged
 from recsys.interactions import Queries
+from recsys.models.held_out import AT, lists_of, ndcg_of
 from recsys.models.sequence.encoder import RecurrentEncoder
-from recsys.training.again import AT, GRID, _Part, with_again
-from recsys.training.blend import lists_of, ndcg_of
+from recsys.training.again import GRID, _Part, with_again
 from recsys.types import Histories, offsets_of
 
 ITEMS, D = 40, 4
@@ -61,9 +61,9 @@ def test_gains_are_those_of_ranking_everything(again):
     again = np.array(again, np.float32)
     encoder = replace(encoder_of(), again=again)
     plain = replace(encoder, again=np.zeros(2, np.float32))
-    slow = ndcg_of(lists_of(encoder, judged, items=ITEMS), judged, items=ITEMS)
-    assert AT == 10  # as `ndcg_of`
-    assert _Part.of(plain, judged).gains(again).mean() == pytest.approx(slow)
+    slow = ndcg_of(lists_of(encoder, judged, items=ITEMS, depth=AT), judged)
+    part = _Part.of(plain, judged, plain.score(judged.queries))
+    assert part.gains(again).mean() == pytest.approx(slow)
 
 
 def test_what_is_asked_for_again_gets_more():
@@ -77,3 +77,10 @@ def test_what_is_never_asked_for_again_or_only_by_chance_changes_nothing():
     nobody = never.take(np.flatnonzero(~np.logical_or.reduceat(held, never.queries.histories.offsets[:-1])))
     for judged in (nobody, never.take(np.arange(0)), judged_of(questions=20, again=0, seed=1)):
         np.testing.assert_array_equal(with_again(encoder_of(), judged).again, 0)
+
+
+def test_what_is_held_and_masked_says_nothing():
+    """The first point of the grid was kept: all that was held lost three logits."""
+    judged = judged_of(questions=50, again=1)
+    masked = replace(judged, masked_offsets=judged.target_offsets, masked=judged.target)
+    np.testing.assert_array_equal(with_again(encoder_of(), masked).again, 0)

@@ -7,7 +7,8 @@ import numpy as np
 from recsys.datasets.problem import Judged
 from recsys.interactions import Queries
 from recsys.models.blend import DEPTH, FittedBlend
-from recsys.training.blend import choose_weights, lists_of, ndcg_of
+from recsys.models.held_out import lists_of, ndcg_of, score_blocks
+from recsys.training.blend import choose_weights
 from recsys.types import Histories, offsets_of
 
 ITEMS, QUERIES = 1000, 400
@@ -44,7 +45,7 @@ def test_models_that_know_different_things_are_blended():
     chosen = choose_weights(given, judged(TARGET), most=3, items=ITEMS)
     assert set(chosen.of) == {"one", "other"}
     assert np.isclose(sum(chosen.of.values()), 1)
-    alone = max(ndcg_of(g, judged(TARGET), items=ITEMS) for g in given.values())
+    alone = max(ndcg_of(g, judged(TARGET)) for g in given.values())
     assert chosen.gain.mean() > alone + 0.1
 
 
@@ -73,26 +74,42 @@ class Given:
 
 
 def test_the_chosen_value_is_that_of_the_blend():
-    """What the fast fusion measures is what `FittedBlend` ranks."""
+    """What the fast fusion measures is what `FittedBlend` ranks where some items are masked: these took the
+    first places of its parts, so that the others' ranks, and the blend, were of another kind."""
     rng = np.random.default_rng(5)
     scores = [rng.standard_normal((QUERIES, ITEMS)).astype(np.float32) for _ in range(2)]
     for s in scores:
         s[np.arange(QUERIES), TARGET] += 3
-    asked = judged(TARGET)
-    given = {str(n): lists_of(Given(s), asked, items=ITEMS) for n, s in enumerate(scores)}
+        s[:, :30] += 4
+    masked = [np.delete(np.arange(30), np.flatnonzero(np.arange(30) == t)) for t in TARGET]
+    asked = judged(TARGET, masked)
+    given = {str(n): lists_of(Given(s), asked, items=ITEMS, depth=DEPTH) for n, s in enumerate(scores)}
     chosen = choose_weights(given, asked, most=2, items=ITEMS)
     parts = {name: Given(scores[int(name)]) for name in chosen.of}
     blend = FittedBlend(parts, np.array(list(chosen.of.values()), np.float32), chosen.constant)
-    found = blend.score(asked.queries)
-    better = (found > found[np.arange(QUERIES), TARGET][:, None]).sum(1)
+    ((_, _, found),) = score_blocks(blend, asked, items=ITEMS)
+    own = found[np.arange(QUERIES), TARGET][:, None]
+    better = (found > own).sum(1) + ((found == own).sum(1) - 1) / 2
     gain = np.where(better < 10, 1 / np.log2(2 + better), 0)
     np.testing.assert_allclose(chosen.gain, gain, atol=1e-9)
     assert len(chosen.of) == 2
 
 
+def test_equal_sums_are_no_gain():
+    """A target won all its ties, so that two models that disagreed by chance were a perfect blend."""
+    first = np.arange(QUERIES) % 2 == 0
+    rival = (TARGET + 1) % ITEMS
+    both = (np.stack((TARGET, rival), 1), np.stack((rival, TARGET), 1))
+    pairs = [np.where(one[:, None], *both) for one in (first, ~first)]
+    padding = np.full((QUERIES, DEPTH - 2), -1)
+    given = {str(n): np.concatenate((pair, padding), 1).astype(np.int32) for n, pair in enumerate(pairs)}
+    chosen = choose_weights(given, judged(TARGET), most=2, items=ITEMS)
+    assert len(chosen.of) == 1
+
+
 def test_masked_items_are_on_no_list():
     scores = np.arange(ITEMS, dtype=np.float32)[None]
     asked = judged(np.array([0]), [np.array([ITEMS - 1, 5])])
-    found = lists_of(Given(scores), asked, items=ITEMS)
+    found = lists_of(Given(scores), asked, items=ITEMS, depth=DEPTH)
     assert found[0, 0] == ITEMS - 2
     assert not np.isin([ITEMS - 1, 5], found).any()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from recsys.training.loop import RESUME, LoopSettings, best_of, restore, train
+from recsys.errors import CapacityError
+from recsys.training.loop import RESUME, LoopSettings, best_of, restore, run_fit, train
 
 
 class Line(nn.Module):
@@ -144,3 +145,15 @@ def test_ranks_that_see_other_values_stop_together(tmp_path):
     assert first["values"].tolist() == second["values"].tolist() == [1, 5, 4, 4.5]
     np.testing.assert_array_equal(first["weight"], second["weight"])
     assert np.abs(first["weight"]).max() < 9
+
+
+def test_a_full_gpu_is_an_error_of_ours():
+    task = Fit()
+    task.loop = SETTINGS
+
+    def full(*args: object, **kwargs: object) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    task.batch = full
+    with pytest.raises(CapacityError, match=r"Tried to allocate 2 GiB.*; give a smaller batch"):
+        run_fit(task, seed=0, progress=lambda share, doing: None)

@@ -209,3 +209,23 @@ def test_what_is_ordered_together_is_asked_for_together():
     batch = task.batch(0, rng, rank=0, ranks=1)
     place = batch["place"].numpy().reshape(2, 6) - 6 * np.arange(2)[:, None]
     assert sorted(place.tolist()) == [[0, 0, 0, 0, 4, 4], [0, 0, 2, 3, 3, 3]]
+
+
+def test_all_that_is_read_when_serving_is_read_in_training():
+    """The last event of the window was not: its distance kept the bias that it began with, and a window of
+    one event trained on none."""
+    log = circles(users=3, length=30)
+    for window in (1, 6):
+        task = replace(SAS, window=window).task(log, seed=0)
+        rng = np.random.default_rng(0)
+        task.begin(0, rng)
+        event = task.batch(0, rng, rank=0, ranks=1)["event"]
+        assert event.shape[1] == 1 + window
+    fitted = replace(SAS, window=6, passes=2).fit(log, seed=0)
+    assert (fitted.bias[:, :, :6] != 0).all()
+
+
+def test_heads_are_of_attention_and_refused_when_they_are_given():
+    assert replace(GRU, dimensions=25).dimensions == 25
+    with pytest.raises(SettingsError, match=r"dimensions = 64, which the log chooses: .* heads = 3"):
+        SasRec(heads=3)

@@ -24,7 +24,7 @@ from recsys.models.item_to_item.ease import Ease
 from recsys.models.search_space import Choice, Space
 from recsys.models.threads import available_threads
 from recsys.training.search import Search, Trial
-from recsys.training.tuning import _Halving, run_trials
+from recsys.training.tuning import _Halving, even_shares, run_trials
 from tests.contracts.retrieval_model import log_of, pairs
 
 pytestmark = pytest.mark.usefixtures("workers_get_this_module_by_value")
@@ -215,3 +215,11 @@ def test_what_cannot_be_searched_is_told(
         search = replace(search, held_out=search.held_out.take(np.zeros(0, int)))
     with pytest.raises(error, match=text):
         run_trials(search, **{"trials": 2, "folder": tmp_path, **BUDGET, **given})
+
+
+@pytest.mark.parametrize(("cpus", "most"), [(16, 9), (8, 5), (4, 3), (2, 2), (2, 1), (1, 1), (7, 7)])
+def test_no_more_trials_run_at_once_than_share_the_memory(cpus, most):
+    """9 of 16 CPUs had one thread each, and Ray ran 16 in the memory of 9."""
+    at_once, threads = even_shares(cpus, most)
+    assert 1 <= at_once <= most
+    assert cpus // threads == at_once  # that is what Ray runs

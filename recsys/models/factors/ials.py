@@ -248,7 +248,7 @@ def _regularized(
             progress(0.0, f"regularization {LADDER[step]:g}")
             tried = replace(model, regularization=LADDER[step])
             vectors = alternate(*halves(table, tried), start, model=tried)
-            quality = held_out_ndcg(folding_in(table, vectors, model=tried).score, judged, items=data.items)
+            quality = held_out_ndcg(folding_in(table, vectors, model=tried), judged, items=data.items)
             if quality < best_quality:
                 break
             best, best_vectors, best_quality = step, vectors, quality

@@ -97,7 +97,7 @@ class Pairwise:
                 seed=seed * 1000 + epoch,
             )
             if len(judged) and (epoch + 1) % self.look_every == 0:
-                quality = held_out_ndcg(state.score, judged, items=data.items)
+                quality = held_out_ndcg(state, judged, items=data.items)
                 if quality > best_quality:
                     best, best_quality, since = state.copy(), quality, 0
                 else:

@@ -6,7 +6,7 @@ apart; without either, or where any event may be the missing one, a history is a
 pairs shares one unit. What a query's events count fades the same way, from its newest. With an order an
 item may point at itself: what is taken again is counted like all else. Few items are taken again often
 enough to be counted by, so each event also speaks for its own item, by how often that happens in all.
-Same pair twice: the sum; an event of weight 0 points nowhere.
+Same pair twice: the sum, in a set the larger; an event of weight 0 points nowhere.
 """
 
 from dataclasses import dataclass, field, replace
@@ -98,20 +98,21 @@ class Covisitation:
         data = _as_asked(data)
         if data.timing is Timing.NONE:
             pairs = min((data.histories.counts.astype(np.float64) ** 2).sum(), float(data.items) ** 2)
+            held = min(pairs, 4e7)  # made in blocks
         else:
-            pairs = 2.0 * self.window * len(data)
-        memory = 150 + 40e-6 * min(pairs, 4e7) + 16e-6 * data.items * self.neighbors + 60e-6 * len(data)
+            pairs = held = 2.0 * _pairs_within(data.histories.offsets, self.window)
+        memory = 150 + 40e-6 * held + 16e-6 * data.items * self.neighbors + 60e-6 * len(data)
         return Estimate(memory, 1 + pairs / 5e6)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> FittedCovisitation:
         """Raises DataError without an event of positive weight."""
         data = _as_asked(data.teaching())
         count = np.bincount(data.histories.item, data.weights, data.items)
+        popular = np.maximum(count, 1e-12) ** self.damping
         if data.timing is Timing.NONE:
-            row, column, shared = _set_pairs(data, keep=self.neighbors)
+            row, column, shared = _set_pairs(data, damped=popular, keep=self.neighbors)
         else:
             row, column, shared = self._ordered_pairs(data)
-        popular = np.maximum(count, 1e-12) ** self.damping
         weight = shared / ((count[row] + self.shrinkage) * popular[column])
         table = truncate_sparse(row, column, weight, items=data.items, k=self.neighbors)
         next_older = 1.0 if data.timing is Timing.NONE else self.next_older
@@ -187,9 +188,11 @@ def _follow(  # type: ignore[no-untyped-def]
                 found += 1
 
 
-def _set_pairs(data: Interactions, *, keep: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _set_pairs(
+    data: Interactions, *, damped: np.ndarray, keep: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Items i, j [N] of common histories and what these say together, each history 1 over its size; of each
-    i at most the `keep` largest."""
+    i at most the `keep` largest, over `damped` float64 [V] of j."""
     pairs = pair_matrix(data)
     size = np.maximum(np.diff(pairs.indptr), 1)
     shares, by_item = sparse.csr_array(pairs / size[:, None]), sparse.csr_array(pairs.T)
@@ -197,11 +200,10 @@ def _set_pairs(data: Interactions, *, keep: int) -> tuple[np.ndarray, np.ndarray
     for start in range(0, data.items, _BLOCK):
         block = sparse.coo_array(by_item[start : start + _BLOCK] @ shares)
         apart = block.row + start != block.col
-        table = truncate_sparse(
-            block.row[apart], block.col[apart], block.data[apart], items=block.shape[0], k=keep
-        )
+        row, column = block.row[apart], block.col[apart]
+        table = truncate_sparse(row, column, block.data[apart] / damped[column], items=block.shape[0], k=keep)
         row, place = np.nonzero(table.neighbor >= 0)
         rows.append(row + start)
         columns.append(table.neighbor[row, place])
-        values.append(table.weight[row, place])
+        values.append(table.weight[row, place] * damped[columns[-1]])
     return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)

@@ -28,7 +28,5 @@ class SequenceSettings:
             not_negative=("temperature", "full_softmax", "popular", "uniform"),
             shares=("dropout", "event_dropout"),
         )
-        if self.dimensions and self.dimensions % self.heads:
-            raise SettingsError(f"dimensions = {self.dimensions}: must be a multiple of heads = {self.heads}")
         if not self.popular + self.uniform:
             raise SettingsError("popular and uniform are both 0: positives need negatives to be told from")

@@ -86,3 +86,22 @@ def test_where_a_random_part_is_asked_for_a_history_is_a_set():
     fits = [Covisitation().fit(log, seed=0) for log in (clock, replace(clock, timing=Timing.NONE))]
     for name, array in fits[0].arrays().items():
         np.testing.assert_array_equal(array, fits[1].arrays()[name])
+
+
+def test_of_a_set_the_neighbors_of_the_largest_weight_are_kept():
+    """Those of the largest count were: damping came after the cut."""
+    popular = np.stack((np.arange(30), np.full(30, 1)), 1).ravel()
+    item = np.concatenate(([0, 1, 0, 1, 0, 2], popular[popular != 0]))
+    user = np.concatenate(([0, 0, 1, 1, 2, 2], 3 + np.arange(len(item) - 6) // 2))
+    log = interactions_from_pairs(user, item, users=int(user.max()) + 1, items=30)
+    few, all_ = (Covisitation(damping=0.8, neighbors=k).fit(log, seed=0).table for k in (1, 29))
+    assert few[[0]].toarray().argmax() == all_[[0]].toarray().argmax() == 2
+
+
+def test_a_wide_window_over_ordered_events_needs_memory():
+    n = 10_000
+    log = interactions_from_pairs(
+        np.arange(n) // 1000, np.arange(n) % 50, users=10, items=50, timing=Timing.SEQUENCE
+    )
+    small, large = (Covisitation(window=w).estimate(log).memory_mb for w in (1, 200))
+    assert large - small > 12e-6 * 2 * 150 * n  # an int, an int and a float for each pair, both ways
