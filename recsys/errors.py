@@ -16,7 +16,7 @@ traceback and exits with 2; the HTTP gateway turns it into one body shape.
 import errno
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR)  # of reading as well as of writing
+_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)  # of reading as well as of writing
 
 
 class RecsysError(Exception):

@@ -80,7 +80,7 @@ class Auto:
         """Raises DataError where no model could be trained."""
         decision = decide(profile(data), latency_ms=self.latency_ms, real_time=self.real_time)
         run = _Run(self, data, seed, progress)
-        names = tuple(map(model_name, self.models)) or decision.models
+        names = tuple(dict.fromkeys(map(model_name, self.models))) or decision.models
         tried = run.try_in_turn(names) if len(run.judged) < FEW else run.compare(names)
         chosen = run.chosen
         told = tuple(replace(one, weight=chosen.of.get(one.model, 0.0)) for one in tried)

@@ -45,10 +45,10 @@ class Decision:
 
 
 _LINEAR = (
-    *("popularity", "graph_filter", "bspm", "ials", "normalized_ease", "ease"),
+    *("graph_filter", "popularity", "bspm", "ials", "normalized_ease", "ease"),
     *("two_tower", "warp", "bpr"),
 )
-_TOWERS = ("popularity", "two_tower", "covisitation", "ials", "bpr")
+_TOWERS = ("two_tower", "popularity", "covisitation", "ials", "bpr")
 
 
 def decide(found: Profile, *, latency_ms: float = 100.0, real_time: bool = False) -> Decision:
@@ -87,7 +87,7 @@ def _leaf(found: Profile, *, real_time: bool) -> tuple[Leaf, tuple[str, ...], li
     leaf, models, why = _batch(found)
     if real_time or found.ordered:
         why = _WHY_ORDER[found.asked]
-        sequence = ("popularity", "covisitation", "sasrec", "gru4rec", "two_tower")
+        sequence = ("covisitation", "popularity", "sasrec", "gru4rec", "two_tower")
         return Leaf.SESSION, tuple(dict.fromkeys((*sequence, *models))), [one, why]
     return leaf, models, [one, why]
 
@@ -112,6 +112,6 @@ def _large(found: Profile) -> tuple[Leaf, tuple[str, ...], list[str]]:
 
 def _batch(found: Profile) -> tuple[Leaf, tuple[str, ...], str]:
     if found.explicit > MOSTLY:
-        models = tuple(dict.fromkeys(("popularity", "ials", "svd", "logistic", *_LINEAR)))
+        models = tuple(dict.fromkeys(("ials", "popularity", "svd", "logistic", *_LINEAR)))
         return Leaf.FACTORIZATION, models, f"{found.explicit:.0%} of the events have a rating"
     return Leaf.LINEAR, _LINEAR, "what was taken is known, and no rating: implicit feedback"

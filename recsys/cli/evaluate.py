@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from rich.console import Console
@@ -115,6 +116,8 @@ def _run(
     from recsys.memory import free_mb
     from recsys.models.retrieval import check_capacity
 
+    if memory_gb and getattr(model, "memory_gb", memory_gb) is None:
+        model = replace(cast(Any, model), memory_gb=memory_gb)  # it trains others, which must fit, too
     estimate = model.estimate(problem.train)
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"
     bars.console.print(f"{title}: {needs}", highlight=False, markup=False)
@@ -180,7 +183,7 @@ def _print_summary(console: Console, name: str, summary: Summary) -> None:
 
 
 def _cell(value: tuple[float, float, float] | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value[0]):
         return ""
     mean, low, high = value
     return f"{mean:.4f} [dim]±{(high - low) / 2:.4f}[/dim]" if mean < 10 else f"{mean:.2f}"
@@ -192,5 +195,7 @@ def _print_difference(console: Console, name: str, difference: dict[str, dict[st
         table.add_column(column, justify="left" if column in ("", "metric") else "right")
     for group, line in difference.items():
         for metric, (mean, low, high, p) in line.items():
+            if math.isnan(mean):
+                continue
             table.add_row(group, metric, f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.4f}")
     console.print(table)

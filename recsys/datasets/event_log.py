@@ -7,6 +7,7 @@ be read is an error. Items are those of the work directory's catalog, with their
 those that the events name, without any.
 """
 
+import logging
 import time
 from collections import Counter
 from dataclasses import replace
@@ -115,11 +116,16 @@ def _events(path: Path) -> pa.Table:
 def _of_file(path: Path) -> pa.Table:
     events = _of_lines(path) if path.suffix.lower() in LINES else conform(read_table(path), where=str(path))
     valid, rejected = validate(fill_event_ids(events), now=int(time.time()))
+    reasons = Counter(rejected["reason"].to_pylist())
     if not len(valid):
-        reason, count = Counter(rejected["reason"].to_pylist()).most_common(1)[0]
+        reason, count = reasons.most_common(1)[0]
         raise DataError(f"{path}: all {len(rejected)} events are rejected, {count} as {reason}; correct them")
     first = np.zeros(len(valid), bool)
     first[np.unique(identities(valid), return_index=True)[1]] = True
+    reasons["duplicate"] = len(first) - int(first.sum())
+    if left_out := ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common() if count):
+        told = f"{path}: {len(events) - first.sum():,} of {len(events):,} events are left out: {left_out}"
+        logging.getLogger(__name__).warning(told)
     return valid.filter(pa.array(first))
 
 

@@ -42,12 +42,13 @@ def rank_all(
     """
     shuffled = np.random.default_rng(seed).permutation(items)
     ranked = np.full((len(judged), depth), -1, np.int32)
+    first = fitted.score(judged.take(np.arange(min(1, len(judged)))).queries)
+    if len(judged) and (np.isnan(first).any() or np.isneginf(first).all()):
+        raise SettingsError(
+            "the model has no scores: its fit diverged or overflowed; set what was changed nearer to the "
+            "defaults, or lower its learning_rate"
+        )
     for rows, _, scores in score_blocks(fitted, judged, items=items):
-        if np.isnan(scores[0]).any() or np.isneginf(scores[0]).all():
-            raise SettingsError(
-                "the model has no scores: its fit diverged or overflowed; lower its learning_rate, or set "
-                "what was changed nearer to the defaults"
-            )
         ranked[rows] = top_k(scores, k=depth, tie_order=shuffled)
         progress((1 + rows[-1]) / len(judged))
     return ranked

@@ -84,7 +84,7 @@ def judge(fitted: Fitted, problem: Problem, *, explicit: bool = False, progress:
 
 
 def summarize(runs: Sequence[Run], *, seed: int = 0) -> Summary:
-    """The mean of the runs, which may be of other seeds or folds of one data set."""
+    """The mean over users of their mean over the runs, which may be of other seeds or folds of a data set."""
     rng = np.random.default_rng(seed)
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
     if runs[0].squared_error is not None:
@@ -95,9 +95,8 @@ def summarize(runs: Sequence[Run], *, seed: int = 0) -> Summary:
         line = groups.setdefault(group, {})
         inside = [run for run in runs if group in run.groups]
         for metric in inside[0].groups[group]:
-            by_run = [_mean(run.groups[group][metric]) for run in inside]
             of_users = _by_user(inside, lambda run, g=group, m=metric: run.groups[g][m])  # type: ignore[misc]
-            line[metric] = (_mean(np.array(by_run)), *bootstrap_interval(of_users, rng=rng))
+            line[metric] = (_mean(of_users), *bootstrap_interval(of_users, rng=rng))
     for name in runs[0].coverage:
         found = [run.coverage[name] for run in runs]
         groups[EVERYONE][name] = (float(np.mean(found)), min(found), max(found))
@@ -115,13 +114,12 @@ def compare(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -> dic
         ]
         if len(errors[0]):
             found[EVERYONE] = {"squared error": paired_difference(*errors, rng=rng)}
-    for group in ours[0].groups:
-        if group not in theirs[0].groups:
-            continue
-        for metric in ours[0].groups[group]:
+    for group in dict.fromkeys(name for run in ours for name in run.groups):
+        pairs = [pair for pair in zip(ours, theirs, strict=True) if all(group in run.groups for run in pair)]
+        for metric in pairs[0][0].groups[group] if pairs else ():
             values = [
                 _by_user(runs, lambda run, g=group, m=metric: run.groups[g][m])  # type: ignore[misc]
-                for runs in (ours, theirs)
+                for runs in zip(*pairs, strict=True)
             ]
             found.setdefault(group, {})[metric] = paired_difference(*values, rng=rng)
     return found

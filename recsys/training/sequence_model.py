@@ -45,13 +45,13 @@ class SequenceModel(SequenceSettings):
     }
     module: ClassVar[type[SequenceModule]]
 
-    batch: int = 2048  # events of a step
+    batch: int | None = None  # events of a step; None = a 25th of the log's, from 64 to 2048
     passes: int | None = None  # over all events; None = `seen` events in all, in 6 to 60 passes
     seen: float = 3e6
     learning_rate: float | None = None  # None = .003 with cosines, .001 with inner products
     weight_decay: float = 0.0
     last_rate: float = 0.1
-    warm_up: int = 200  # steps
+    warm_up: int = 200  # steps; at most a tenth of all
     patience: int = 5
 
     def __post_init__(self) -> None:
@@ -66,15 +66,16 @@ class SequenceModel(SequenceSettings):
 
     def estimate(self, data: Interactions) -> Estimate:
         """Tables with their gradients, moments and copies, and the logits of a batch."""
-        d, tokens = self.settled(data).dimensions or 0, self.content and data.item_tokens is not None
+        settled, tokens = self.settled(data), self.content and data.item_tokens is not None
+        d, batch = settled.dimensions or 0, settled.batch or 1
         full = data.items <= self.full_softmax
         pool = data.items if full else min(self.popular + self.uniform, data.items)
         rows = data.items + tokens * self.token_buckets
-        events = self.batch * self.layers * (20 * d + 4 * self.heads * self.window)
-        tensors = 10 * rows * d + 5 * self.batch * pool + 3 * events + 2 * 256 * data.items
+        events = batch * self.layers * (20 * d + 4 * self.heads * self.window)
+        tensors = 10 * rows * d + 5 * batch * pool + 3 * events + 2 * 256 * data.items
         memory = 4 * tensors + 100 * len(data)
-        step = 1.5e-8 * self.batch * pool * (1 + d / 64) / 4 + 4e-9 * rows * d + 3e-9 * events
-        steps = self._passes(len(data)) * (1 + len(data) / self.batch)
+        step = 1.5e-8 * batch * pool * (1 + d / 64) / 4 + 4e-9 * rows * d + 3e-9 * events
+        steps = self._passes(len(data)) * (1 + len(data) / batch)
         return Estimate(300 + memory / 1e6, 1 + steps * step)
 
     def fit(self, data: Interactions, *, seed: int, progress: Progress = silent) -> SequenceEncoder:
@@ -107,6 +108,8 @@ class SequenceModel(SequenceSettings):
             found = replace(found, dimensions=DIMENSIONS[sessions])
         if found.temperature is None:
             found = replace(found, temperature=0.07 if sessions else 0.0)
+        if found.batch is None:
+            found = replace(found, batch=int(np.clip(len(data) // 25, 64, 2048)))
         if found.dropout is None:
             found = replace(found, dropout=0.5 if len(data) < SMALL else 0.2)
         if found.learning_rate is None:
@@ -173,14 +176,14 @@ class SequenceTask:
             learning_rate=settings.learning_rate or 0.0,
             weight_decay=settings.weight_decay,
             last_rate=settings.last_rate,
-            warm_up=settings.warm_up,
+            warm_up=min(settings.warm_up, self.epochs * len(self.data) // (settings.batch or 1) // 10),
             patience=settings.patience,
         )
 
     def begin(self, epoch: int, rng: np.random.Generator) -> int:
         # One more than is read: the last event is only asked for.
         self.pieces, self.weight = pieces(self.data, window=self.settings.window + 1, rng=rng)
-        self.batches = alike(self.pieces.counts, size=self.settings.batch, rng=rng)
+        self.batches = alike(self.pieces.counts, size=self.settings.batch or 1, rng=rng)
         return len(self.batches)
 
     def batch(self, step: int, rng: np.random.Generator, *, rank: int, ranks: int) -> dict[str, torch.Tensor]:

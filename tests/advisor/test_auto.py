@@ -117,3 +117,8 @@ def test_parts_have_the_names_that_sources_have():
     """A part that was asked for as two-tower had no source to be served by."""
     fitted = replace(CHEAP, models=("Co-Visitation",)).fit(log_of(*pairs(), Timing.SEQUENCE), seed=0)
     assert list(fitted.parts) == ["covisitation"]
+
+
+def test_a_model_named_twice_is_tried_once():
+    fitted = replace(CHEAP, models=("popularity", "Popularity", "covisitation")).fit(log_of(*pairs()), seed=0)
+    assert [one.model for one in fitted.tried] == ["popularity", "covisitation"]

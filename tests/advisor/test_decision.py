@@ -74,3 +74,10 @@ def test_what_must_be_fast_is_not_computed_when_it_is_asked_for():
     assert decide(USUAL, latency_ms=50).answers == "online"
     assert decide(USUAL, latency_ms=49).answers == "precomputed"
     assert decide(USUAL, latency_ms=49, real_time=True).answers == "cached"
+
+
+@pytest.mark.parametrize(("found", "leaf"), LEAVES)
+def test_what_is_taken_unseen_answers_as_the_leaf_says(found, leaf):
+    """The first model is, where too few questions can be asked; it was popularity for sessions, too."""
+    popular = leaf in (Leaf.CURATION, Leaf.SPARSE)
+    assert (decide(found).models[0] == "popularity") == popular

@@ -213,6 +213,12 @@ def test_a_run_can_be_tracked(adjacency, tmp_path):
         (("--model", "ease", "--memory-gb", "0"), SettingsError, "--memory-gb 0: give more than 0"),
         (("--model", "ease", "--memory-gb", "nan"), SettingsError, "--memory-gb nan: give more than 0"),
         (("--model", "bpr learning_rate=1e30"), SettingsError, "diverged.*lower its learning_rate"),
+        (
+            ("--model", "auto models=[sasrec]", "--memory-gb", "0.25"),
+            DataError,
+            "sasrec: about .*are free",
+        ),
+        (("--model", f"ease neighbors={10**30}"), SettingsError, "neighbors = 1000.*to 2,147,483,647"),
         (("--model", "svd"), DataError, "no.* has a value .*choose another model"),
         (("--model", "ease", "--metric", "auc"), SettingsError, "'auc'.*recall"),
         (("--model", "ease", "--seed", "x"), SettingsError, "--seed 'x'"),

@@ -149,10 +149,12 @@ def test_low_ratings_are_left_out(tmp_path):
     assert len(read_event_log(path, min_rating=3.5)) == 4
 
 
-def test_a_file_is_judged_as_ingestion_judges_it(tmp_path):
+def test_a_file_is_judged_as_ingestion_judges_it(tmp_path, caplog):
     bad = [event(8, "", "a"), event(9, "u", "a", "bought"), event(10, "u", "a", value=-1.0), EVENTS[0]]
     path = write_lines(tmp_path / "log.jsonl", [*EVENTS, *bad])
     assert len(read_event_log(path)) == 5
+    of = len(EVENTS) + len(bad)
+    assert f"4 of {of} events are left out: 1 missing_user, 1 unknown_type, 1 " in caplog.text
     with pytest.raises(DataError, match="all 3 events are rejected, 1 as missing_user"):
         read_event_log(write_lines(path, bad[:3]))
     seen_only = [event(1, "u", "a", "impression"), event(2, "u", "a", "skip")]

@@ -13,6 +13,7 @@ from recsys.errors import SettingsError
 from recsys.evaluation import full_ranking
 from recsys.evaluation.full_ranking import measure, rank_all
 from recsys.interactions import Queries, interactions_from_pairs
+from recsys.models import held_out
 
 USERS, ITEMS = 60, 300
 
@@ -61,10 +62,19 @@ def test_a_fit_that_diverged_is_told_and_not_judged(judged, scores, score):
         rank_all(Given(np.full_like(scores, score)), judged, items=ITEMS, depth=5)
 
 
+def test_a_first_user_who_took_everything_is_no_sign_of_divergence(scores):
+    user, item = np.append(np.zeros(ITEMS, int), [1, 1]), np.append(np.arange(ITEMS), [0, 1])
+    train = interactions_from_pairs(user, item, users=USERS, items=ITEMS)
+    judged = judge_users(train, user=np.array([0, 1]), item=np.array([3, 4]))
+    ranked = rank_all(Given(scores), judged, items=ITEMS, depth=5)
+    assert (ranked[0] == -1).all()
+    assert (ranked[1] >= 0).all()
+
+
 def test_blocks_change_nothing(judged, scores, monkeypatch):
     whole = rank_all(Given(scores), judged, items=ITEMS, depth=20)
     shares: list[float] = []
-    monkeypatch.setattr(full_ranking, "BLOCK_MB", 7 * ITEMS * 4 / 1e6)
+    monkeypatch.setattr(held_out, "BLOCK", 7 * ITEMS)
     assert np.array_equal(
         rank_all(Given(scores), judged, items=ITEMS, depth=20, progress=shares.append), whole
     )

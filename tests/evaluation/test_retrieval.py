@@ -132,3 +132,26 @@ def test_without_a_known_value_there_is_no_rmse(problem, wanted):
     assert "squared error" not in compare(runs, runs)[EVERYONE]
     of_both = summarize([rated, *runs]).groups[EVERYONE]["rmse"]
     assert of_both[0] == pytest.approx(summarize([rated]).groups[EVERYONE]["rmse"][0])
+
+
+def test_a_group_that_some_folds_lack_is_compared_in_the_others(problem, wanted):
+    """A fold without cold items ended the comparison in a KeyError, after all fits."""
+    runs = [[run(Blurred(n, wanted), problem, seed=seed) for seed in (1, 2)] for n in (0.1, 2.0)]
+    assert COLD_ITEMS in runs[0][0].groups
+    for each in runs:
+        del each[1].groups[COLD_ITEMS]
+    for order in (1, -1):
+        found = compare(*(each[::order] for each in runs))
+        assert found[COLD_ITEMS]["recall@5"][0] > 0
+
+
+def test_differences_are_those_of_the_means(problem, wanted):
+    """Of folds, which users are in unequally often, they had other weights, and other signs."""
+    runs = [[run(Blurred(n, wanted), problem, seed=seed) for seed in (1, 2, 3)] for n in (1.0, 1.1)]
+    for each in runs:
+        for values in each[0].groups.values():
+            values.update({name: np.where(np.arange(len(v)) < 9, v, np.nan) for name, v in values.items()})
+    ours, theirs = (summarize(each).groups[EVERYONE]["ndcg@5"] for each in runs)
+    difference = compare(*runs)[EVERYONE]["ndcg@5"]
+    assert difference[0] == pytest.approx(ours[0] - theirs[0])
+    assert ours[1] <= ours[0] <= ours[2]

@@ -90,7 +90,8 @@ class Covisitation:
             self,
             counts=("window", "neighbors"),
             endless=("half_life_days",),
-            not_negative=("backward", "damping", "shrinkage", "again"),
+            exponents=("damping",),
+            not_negative=("backward", "shrinkage", "again"),
             shares=("next_older",),
         )
 
