@@ -132,7 +132,8 @@ def check_settings(
     it. None, which leaves a setting to the data, is in each range; NaN is in none, infinity in that of
     `endless` alone."""
     for names, fits, allowed in (
-        (counts, lambda x: 1 <= x < 2**31, "from 1 to 2,147,483,647"),
+        (counts, lambda x: x >= 1, "1 or more"),
+        (counts, lambda x: x < 2**31, "2,147,483,647 or less"),
         (positive, lambda x: x > 0, "above 0"),
         (endless, lambda x: x > 0, "above 0"),
         (exponents, lambda x: 0 <= x <= 10, "from 0 to 10"),  # counts to a larger power overflow
