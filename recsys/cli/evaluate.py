@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -112,12 +112,13 @@ def _run(
     model: RetrievalModel, problem: Problem, *, seed: int, title: str, bars: Progress, memory_gb: float | None
 ) -> Run:
     """One run with its bar; refused before it begins when its estimate exceeds the memory."""
+    from recsys.advisor.auto import Auto
     from recsys.evaluation.retrieval import run_model
     from recsys.memory import free_mb
     from recsys.models.retrieval import check_capacity
 
-    if memory_gb and getattr(model, "memory_gb", memory_gb) is None:
-        model = replace(cast(Any, model), memory_gb=memory_gb)  # it trains others, which must fit, too
+    if isinstance(model, Auto) and memory_gb and model.memory_gb is None:
+        model = replace(model, memory_gb=memory_gb)  # what it trains must fit, too
     estimate = model.estimate(problem.train)
     needs = f"about {estimate.memory_mb:,.0f} MB and {estimate.seconds:,.0f} s to fit"
     bars.console.print(f"{title}: {needs}", highlight=False, markup=False)

@@ -15,6 +15,7 @@ from recsys.datasets.content import take_tokens
 from recsys.datasets.problem import Problem, judge_users
 from recsys.errors import DataError
 from recsys.interactions import Asked, Interactions, Timing
+from recsys.types import ragged_index
 
 SPLITS = ("given", "temporal", "random", "leave-last-out")
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -39,7 +40,7 @@ def random_split(log: Interactions, *, seed: int, mask: bool = True) -> Problem:
     order = np.lexsort((chance, user))
     counts = np.bincount(user, minlength=log.users)
     place = np.empty(len(user), np.int64)
-    place[order] = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place[order] = ragged_index(np.zeros_like(counts), counts)
     validation, test = part_counts(counts)
     trained = (counts - validation - test)[user]
     side = np.where(place < trained, TRAIN, np.where(place < trained + validation[user], VALIDATION, TEST))

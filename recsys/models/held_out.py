@@ -77,7 +77,7 @@ def hold_out_alike(data: Interactions, *, users: int, seed: int) -> tuple[Intera
     near = np.einsum("nd,nd->n", factors[log.item[event]], factors[log.item[anchor[owner]]])
     near[event == anchor[owner]] = np.inf
     order = np.lexsort((-near, owner))
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = ragged_index(np.zeros_like(counts), counts)
     row = np.sort(event[order[place < np.ceil(ALIKE_SHARE * counts)[owner]]])
     return without_rows(data, row)
 

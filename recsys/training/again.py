@@ -15,6 +15,7 @@ from recsys.datasets.problem import Judged
 from recsys.models.held_out import AT, score_blocks
 from recsys.models.sequence.encoder import SequenceEncoder, held_items
 from recsys.models.top_k import top_k
+from recsys.types import ragged_index
 
 GRID = np.arange(-3, 3.5, 0.5).astype(np.float32)  # of logits
 
@@ -59,7 +60,7 @@ class _Part:
         kind[row, item] = kinds
         own = scores[request, judged.target]
         counts = np.bincount(row, minlength=len(judged))
-        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = ragged_index(np.zeros_like(counts), counts)
         held = np.full((len(judged), counts.max(initial=1)), -np.inf, np.float32)
         held_kind = np.zeros(held.shape, np.int64)
         held[row, place], held_kind[row, place] = scores[row, item], kinds

@@ -250,7 +250,7 @@ def pieces(data: Interactions, *, window: int, rng: np.random.Generator) -> tupl
     first = np.where(counts > window, rng.integers(1, window + 1, len(counts)), counts)
     number = (counts > 0) + -(-(counts - first) // window)
     owner = np.repeat(np.arange(len(counts)), number)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
+    place = ragged_index(np.zeros_like(number), number)
     ends = log.offsets[owner] + np.minimum(first[owner] + place * window, counts[owner])
     return replace(log, offsets=np.append(0, ends).astype(np.int32)), weight
 

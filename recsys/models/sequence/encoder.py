@@ -24,7 +24,7 @@ def padded(histories: Histories, *, window: int, start: int, padding: int) -> tu
     counts = np.minimum(histories.counts, window).astype(np.int64)
     events = np.full((len(counts), 1 + int(counts.max(initial=0))), padding, np.int64)
     events[:, 0] = start
-    place = 1 + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = ragged_index(np.ones_like(counts), counts)
     rows = ragged_index(histories.offsets[1:] - counts, counts)
     events[np.repeat(np.arange(len(counts)), counts), place] = histories.item[rows]
     return events, counts
