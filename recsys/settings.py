@@ -6,6 +6,7 @@ YAML. Entry points load settings and hand each part to the library, which never 
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -201,9 +202,10 @@ def load_experiments(path: str | Path) -> Experiments:
 def model_of(text: str, *, overrides: Sequence[str] = ()) -> RetrievalModel:
     """The retrieval model of `text`, its name and settings: "ease regularization=300"; then of `overrides`.
 
-    Raises SettingsError for an unknown name, key or value.
+    A list may have blanks: "auto models=[ease, ials]". Raises SettingsError for an unknown name, key or
+    value.
     """
-    name, *given = text.split() or [""]
+    name, *given = words_of(text)
     cls = model_class(name)
     tree: dict[str, Any] = {}
     for setting in [*given, *overrides]:
@@ -213,6 +215,11 @@ def model_of(text: str, *, overrides: Sequence[str] = ()) -> RetrievalModel:
         _set(tree, key.split("."), _yaml(value, f"{name}: {key}"), name)
     model: RetrievalModel = parse(cls, tree, name)
     return model
+
+
+def words_of(text: str) -> list[str]:
+    """The name of a model and its settings, each a word: blanks part them, but not those of a list."""
+    return re.split(r"\s+(?![^\[]*\])", text.strip())
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recsys.advisor.auto import Auto
 from recsys.errors import SettingsError
-from recsys.settings import Settings, load_experiments, load_rules, load_settings
+from recsys.settings import Settings, load_experiments, load_rules, load_settings, model_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -213,6 +214,17 @@ def test_a_wrong_experiments_file_is_refused_with_its_place(file, values, compla
         load_experiments(path)
     assert complaint in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["auto models=[ease,ials] most=2", "auto models=[ease, ials]  most=2", "auto most=2 models=[ ease,ials]"],
+)
+def test_the_list_of_a_model_may_have_blanks(text):
+    assert model_of(text) == Auto(models=("ease", "ials"), most=2)
 
 
 # What the repository ships

@@ -161,7 +161,7 @@ class _Run:
         """Why a model of this estimate is not tried; nothing if it is."""
         free = 1000 * self.auto.memory_gb if self.auto.memory_gb else free_mb()
         if estimate.memory_mb > free:
-            return f"about {estimate.memory_mb:,.0f} MB, and {free:,.0f} MB are free"
+            return f"about {estimate.memory_mb:,.0f} MB, and {free:,.0f} MB may be used"
         best = sorted(before, key=lambda one: -np.nan_to_num(one.ndcg))[: self.auto.most]
         again = sum(one.seconds for one in best)  # to train them on all of the data
         seconds = 2 * estimate.seconds * self.took / self.told

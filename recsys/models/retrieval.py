@@ -153,6 +153,6 @@ def check_capacity(estimate: Estimate, *, what: str, available_mb: float) -> Non
     """Raises CapacityError, with the figures, when a fit would not fit into `available_mb`."""
     if estimate.memory_mb > available_mb:
         raise CapacityError(
-            f"{what} would take about {estimate.memory_mb:,.0f} MB and {available_mb:,.0f} MB are free; "
+            f"{what} would take about {estimate.memory_mb:,.0f} MB and {available_mb:,.0f} MB may be used; "
             "choose a model with fewer or smaller tables, or a machine with more memory"
         )

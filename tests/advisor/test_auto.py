@@ -60,7 +60,7 @@ def test_other_names_give_the_same_choice():
 def test_what_does_not_fit_is_not_tried_and_told(monkeypatch):
     log = log_of(*pairs())
     fitted = replace(CHEAP, models=("popularity", "two_tower"), memory_gb=0.12).fit(log, seed=0)
-    assert "MB are free" in fitted.tried[1].why
+    assert "MB may be used" in fitted.tried[1].why
     fitted = replace(CHEAP, models=("popularity", "two_tower"), budget_minutes=0.001).fit(log, seed=0)
     assert "minutes with a second fit" in fitted.tried[1].why
     assert list(fitted.parts) == ["popularity"]

@@ -216,7 +216,7 @@ def test_a_run_can_be_tracked(adjacency, tmp_path):
         (
             ("--model", "auto models=[sasrec]", "--memory-gb", "0.25"),
             DataError,
-            "sasrec: about .*are free",
+            "sasrec: about .*may be used",
         ),
         (("--model", f"ease neighbors={10**30}"), SettingsError, "neighbors = 10.*must be 2,147,.* or less"),
         (("--model", "svd"), DataError, "no.* has a value .*choose another model"),
