@@ -8,10 +8,9 @@ window, so that the ranker learns from candidates of models that had not seen wh
 predict; tables and columns beside it. A single stage's (`training.model`): that model, or what `auto`
 chooses, fitted on what was consumed before the held-out window.
 
-One model by name is fitted on what lies before that window, judged on it, stored by the hash of its
-arrays, and tracked in MLflow. It reads the same log as `recsys evaluate --format events`: all event
-types, weighted. A torch model and iALS are spread over `training.workers`; `--start` goes on from an
-earlier two-tower of the same settings.
+One model by name is fitted on what a release of it would learn from, judged on the held-out window,
+stored by the hash of its arrays, and tracked in MLflow. A torch model and iALS are spread over
+`training.workers`; `--start` goes on from an earlier two-tower of the same settings.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,6 @@ import ray
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
 from recsys.advisor.auto import FittedAuto
-from recsys.datasets.event_log import read_event_log
 from recsys.datasets.splits import temporal_split
 from recsys.errors import SettingsError
 from recsys.evaluation.retrieval import judge, metrics_of, summarize
@@ -48,9 +46,9 @@ from recsys.training.two_tower_model import TwoTowerModel
 def run(
     settings: Settings, *, model: str = "", start: str = "", progress: Progress = silent
 ) -> dict[str, Any]:
-    workspace = Workspace(settings)
     if model:
-        return _fit_one(workspace, model, start=start, progress=progress)
+        return _fit_one(Workspace.of_model(settings, model), model, start=start, progress=progress)
+    workspace = Workspace(settings)
     if start:
         raise SettingsError("--start needs a --model: the pipeline's two-tower would see its own future")
     if settings.training.model is not None:
@@ -92,7 +90,7 @@ def _choice(fitted: FittedAuto) -> dict[str, Any]:
 
 def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
     settings, model, name = workspace.settings, model_of(text), model_name(text.split()[0])
-    problem = temporal_split(read_event_log(workspace.folder), moment=workspace.windows.held_out)
+    problem = temporal_split(workspace.described, moment=workspace.windows.held_out)
     check_capacity(model.estimate(problem.train), what=name, available_mb=free_mb())
     fitted = _fit(model, problem.train, workspace, name=name, start=start, progress=progress)
     metrics = metrics_of(summarize([judge(fitted, problem, explicit=model.explicit, progress=progress)]))

@@ -3,8 +3,8 @@
     python -m jobs.tune --model ease --trials 20 --minutes 30
     python -m jobs.tune --model "ials factors=128" --format atomic --path ../shared/data/ml-100k
 
-On the work directory's log as `jobs.train_retrieval --model` reads it, or on data as `recsys evaluate`
-takes them. What at most 2,000 users are asked is held out of the training part, as the test will ask it.
+On what a release with this model as its single stage learns from, or on data as `recsys evaluate` takes
+them. What at most 2,000 users are asked is held out of the training part, as the test will ask it.
 Settings that are given stay. What the trials find is kept in `tuning/<name>` of the work directory, each
 also as a run in MLflow: started again, with more trials or minutes too, it goes on.
 """
@@ -14,15 +14,13 @@ from typing import Any
 
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent
-from recsys.datasets.event_log import read_event_log
 from recsys.datasets.formats import read_problems
-from recsys.datasets.splits import temporal_split
 from recsys.errors import SettingsError
 from recsys.interactions import Interactions
 from recsys.memory import free_mb
 from recsys.models.held_out import USERS, asked_slice
 from recsys.models.search_space import text_of
-from recsys.settings import Settings, model_of
+from recsys.settings import Settings, model_of, words_of
 from recsys.training.search import NINTHS, Search, Trial
 from recsys.training.tracking import track_run
 from recsys.training.tuning import run_trials
@@ -41,9 +39,10 @@ def run(
 ) -> dict[str, Any]:
     if not model:
         raise SettingsError("give --model, the name of one: 'ease'")
-    defaults, given = model_of(model), {setting.partition("=")[0] for setting in model.split()[1:]}
+    defaults, given = model_of(model), {setting.partition("=")[0] for setting in words_of(model)[1:]}
     space = {key: values for key, values in defaults.space.items() if key not in given}
-    rest, held_out = asked_slice(_training_part(settings, format, path), most=USERS, seed=settings.seed)
+    data = _training_part(settings, model, format, path)
+    rest, held_out = asked_slice(data, most=USERS, seed=settings.seed)
     search = Search(defaults, space, rest, held_out, settings.seed)
     name = name or model.split()[0]
 
@@ -68,15 +67,13 @@ def run(
     }
 
 
-def _training_part(settings: Settings, format: str, path: str) -> Interactions:
+def _training_part(settings: Settings, model: str, format: str, path: str) -> Interactions:
     if bool(format) != bool(path):
         raise SettingsError("--format and --path go together: give both, or neither for the work directory")
     if path:
         (problem,) = read_problems(format, Path(path), seed=settings.seed)
         return problem.train
-    workspace = Workspace(settings)
-    log = read_event_log(workspace.folder)
-    return temporal_split(log, moment=workspace.windows.held_out).train
+    return Workspace.of_model(settings, model).taught
 
 
 def _track(settings: Settings, search: Search, trial: Trial, *, name: str, model: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -53,6 +53,11 @@ class Workspace:
 
     settings: Settings
 
+    @classmethod
+    def of_model(cls, settings: Settings, model: str) -> Self:
+        """As for a release with `model` as its single stage, whatever the settings train."""
+        return cls(replace(settings, training=replace(settings.training, model=model)))
+
     @property
     def folder(self) -> Path:
         return self.settings.folder
@@ -81,15 +86,21 @@ class Workspace:
         return interactions_of(of_kind, rows=rows, items=len(self.catalog))
 
     @cached_property
-    def taught(self) -> Interactions:
-        """What a single stage learns from: the items of its release and their content, and what was
-        consumed before it. A value teaches where all are ratings; that of a purchase is money."""
-        log = replace(self.interactions, item_tokens=catalog_tokens(self.catalog))
+    def described(self) -> Interactions:
+        """All consumption of the release's items, with their content; what somebody consumed before is asked
+        for where a scene shows it. A value teaches where all are ratings; that of a purchase is money."""
+        shown = not all(scene.hide_consumed for scene in self.settings.pipeline.scenes.values())
+        log = replace(self.interactions, item_tokens=catalog_tokens(self.catalog), repeats=shown)
         kinds = set(pc.unique(self.store.read(columns=["event_type"])["event_type"]).to_pylist())
         if kinds & set(self.settings.training.event_types) != {"rating"}:
             unknown = np.full(len(log), np.nan, np.float32)
             log = replace(log, histories=replace(log.histories, value=unknown))
-        return log.before(self.windows.held_out).below(self.sizes[-1])
+        return log.below(self.sizes[-1])
+
+    @cached_property
+    def taught(self) -> Interactions:
+        """What a single stage learns from: what was consumed before its release."""
+        return self.described.before(self.windows.held_out)
 
     @cached_property
     def windows(self) -> Windows:

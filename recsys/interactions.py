@@ -58,6 +58,7 @@ class Interactions:
     weight: np.ndarray | None = None  # float32 [M] >= 0, how much each event says; None = all alike
     timing: Timing = Timing.CLOCK
     asked: Asked = Asked.NEXT
+    repeats: bool = False  # what a user took before is asked for, too, and is ranked
     item_tokens: Tokens | None = None  # content of the V items
     user_tokens: Tokens | None = None  # attributes of the U users
 

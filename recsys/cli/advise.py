@@ -25,6 +25,7 @@ def advise(
     latency_ms: float = typer.Option(100.0, help="What a request may take."),
     real_time: bool = typer.Option(False, help="What somebody did a moment ago must count."),
     split: str = typer.Option(None, help="given, temporal, random or leave-last-out; default: the format's."),
+    repeats: bool = typer.Option(False, help="What the user took before is asked for, too."),
 ) -> None:
     """Profile the training part, walk the decision tree, and say which models to try. Trains nothing."""
     from recsys.advisor.decision import decide
@@ -34,12 +35,12 @@ def advise(
 
     if not latency_ms > 0:
         raise SettingsError(f"--latency-ms {latency_ms:g}: give more than 0")
-    found = profile(read_problems(format_, path, split=split)[0].train)
+    found = profile(read_problems(format_, path, split=split, repeats=repeats)[0].train)
     decision = decide(found, latency_ms=latency_ms, real_time=real_time)
     console = Console() if Console().is_terminal else Console(width=160)
     _print_profile(console, found)
     print_decision(console, decision)
-    given = f" --split {split}" * bool(split)
+    given = f" --split {split}" * bool(split) + " --repeats" * repeats
     given += f" --set latency_ms={latency_ms:g}" * (latency_ms != 100) + " --set real_time=true" * real_time
     command = f"recsys evaluate --format {format_} --path {shlex.quote(str(path))} --model auto{given}"
     console.print(f"\ntry them: [bold]{escape(command)}[/bold]", highlight=False, soft_wrap=True)

@@ -76,7 +76,7 @@ def steps_of_models(settings: Any) -> list[Step]:
                 "jobs/train_retrieval.py",
                 "jobs/workspace.py",
             ],
-            [training, tree["seed"]],
+            [training, tree["seed"], training["model"] and tree["pipeline"]["scenes"]],
         ),
         Step(
             "ranker",

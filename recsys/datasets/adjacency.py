@@ -21,8 +21,8 @@ LINE = "'user item item ...' between spaces"
 FILES = ("train.txt", "test.txt")
 
 
-def read_adjacency(folder: str | Path, *, mask: bool = True) -> Problem:
-    """The split that the files give; training items are not ranked if `mask`. Raises DataError."""
+def read_adjacency(folder: str | Path, *, repeats: bool = False) -> Problem:
+    """The split that the files give; training items are ranked if `repeats`. Raises DataError."""
     train, test = (read_id_lines(Path(folder) / name, expected=LINE, head=True) for name in FILES)
     users, user_ids = encode(train.heads, test.heads)
     items, item_ids = encode(train.tails, test.tails)
@@ -31,5 +31,5 @@ def read_adjacency(folder: str | Path, *, mask: bool = True) -> Problem:
     log = interactions_from_pairs(
         np.repeat(users[0], train.counts - 1), items[0], users=len(user_ids), items=len(item_ids)
     )
-    log = replace(log, user_ids=user_ids)
-    return Problem(log, judge_users(log, user=np.repeat(users[1], test.counts - 1), item=items[1], mask=mask))
+    log = replace(log, user_ids=user_ids, repeats=repeats)
+    return Problem(log, judge_users(log, user=np.repeat(users[1], test.counts - 1), item=items[1]))

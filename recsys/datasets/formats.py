@@ -41,7 +41,6 @@ class Format:
     at: int
     given: bool = False  # the files give a split
     rated: bool = False  # values may be ratings
-    mask: bool = True  # what a user took before is not ranked
 
 
 def read_problems(
@@ -64,8 +63,7 @@ def read_problems(
     """
     kind = _checked(format, Path(path), split, folds, min_rating, k_core)
     split = split or ("random" if folds else kind.split)
-    mask = kind.mask and not repeats
-    log, given = _read(format, Path(path), min_rating, mask)
+    log, given = _read(format, Path(path), min_rating, repeats)
     possible = possible_splits(log.timing, given=given is not None)
     if split not in possible:
         raise DataError(
@@ -75,7 +73,7 @@ def read_problems(
         log = core(log, k_core)
     if not len(log):
         raise DataError(f"{path} has no interaction; give a file with data")
-    problems = _split(log, given, split, seed=seed, folds=folds, mask=mask)
+    problems = _split(log, given, split, seed=seed, folds=folds)
     for problem in problems:
         _check_filled(problem, path, split)
     return [replace(problem, metrics=kind.metrics, at=(kind.at,)) for problem in problems]
@@ -116,32 +114,34 @@ def _checked(
     return kind
 
 
-def _read(format: str, path: Path, rated: float | None, mask: bool) -> tuple[Interactions, Judged | None]:
+def _read(format: str, path: Path, rated: float | None, repeats: bool) -> tuple[Interactions, Judged | None]:
     """The log, and the test part where the files give one."""
     if format == "adjacency":
-        problem = read_adjacency(path, mask=mask)
+        problem = read_adjacency(path, repeats=repeats)
         return problem.train, problem.test
     if format == "prefixes":
         problem = read_prefixes(path)
         return problem.train, problem.test
     if format == "sequences":
-        return read_sequences(path), None
-    if format == "atomic":
-        return read_atomic(path, min_rating=rated), None
-    return read_event_log(path, min_rating=rated), None
+        log = read_sequences(path)
+    elif format == "atomic":
+        log = read_atomic(path, min_rating=rated)
+    else:
+        log = read_event_log(path, min_rating=rated)
+    return replace(log, repeats=repeats), None
 
 
 def _split(
-    log: Interactions, given: Judged | None, split: str, *, seed: int, folds: int | None, mask: bool
+    log: Interactions, given: Judged | None, split: str, *, seed: int, folds: int | None
 ) -> list[Problem]:
     if folds:
-        return fold_splits(log, folds=folds, seed=seed, mask=mask)
+        return fold_splits(log, folds=folds, seed=seed)
     if split == "random":
-        return [random_split(log, seed=seed, mask=mask)]
+        return [random_split(log, seed=seed)]
     if split == "temporal":
-        return [temporal_split(log, mask=mask)]
+        return [temporal_split(log)]
     if split == "leave-last-out":
-        return [leave_last_out(log, mask=mask)]
+        return [leave_last_out(log)]
     assert given is not None
     return [Problem(log, given)]
 
@@ -224,7 +224,6 @@ FORMATS = {
         split="given",
         metrics=("p", "mrr"),
         at=20,
-        mask=False,
     ),
     "atomic": Format(
         "a folder with one *.inter, and *.user and *.item if there are any, as RecBole writes them: "

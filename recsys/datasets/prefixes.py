@@ -46,7 +46,7 @@ def read_prefixes(stem: str | Path) -> Problem:
         masked_offsets=offsets_of(np.zeros(len(prefixes), np.int64)),
         masked=np.zeros(0, np.int32),
     )
-    return Problem(replace(log, asked=Asked.SESSION), test)
+    return Problem(replace(log, asked=Asked.SESSION, repeats=True), test)
 
 
 def _prefixes(path: Path) -> tuple[IdLines, pa.Array]:

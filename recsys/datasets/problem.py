@@ -4,7 +4,7 @@ Decides what a split may look like whatever it came from: a model sees `train` a
 histories; the targets are for the judge alone. Slices for choosing anything are cut from `train`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,13 +59,13 @@ def judge_users(
     item: np.ndarray,
     value: np.ndarray | None = None,
     also_masked: tuple[np.ndarray, np.ndarray] | None = None,
-    mask: bool = True,
 ) -> Judged:
     """Users of `train`, each with their targets: pairs `user`, `item` [N]; who has none is no query.
 
-    A query knows the user's whole training history; what is in it is not ranked if `mask`, nor are the
-    pairs of `also_masked` (a validation split). A pair given twice is one target, with its last value.
-    Asked one second after the user's newest event; by the clock, and without one, after everybody's.
+    A query knows the user's whole training history; what is in it is not ranked where `train` has no
+    repeats, nor are the pairs of `also_masked` (a validation split). A pair given twice is one target, with
+    its last value. Asked one second after the user's newest event; by the clock, and without one, after
+    everybody's.
     """
     value = np.full(len(user), np.nan, np.float32) if value is None else value
     log = train.histories
@@ -79,7 +79,7 @@ def judge_users(
     if train.timing is Timing.CLOCK and len(train):
         now[histories.counts == 0] = log.time.max() + 1
     hidden = [asking.astype(np.int64)[:0] * train.items]
-    if mask:
+    if not train.repeats:
         hidden.append(asking[histories.request].astype(np.int64) * train.items + histories.item)
     if also_masked is not None:
         among = np.isin(also_masked[0], asking)
@@ -113,7 +113,8 @@ def moment_after(histories: Histories) -> np.ndarray:
 def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tuple[Interactions, Judged]:
     """A validation slice cut from `train`: one event of each of at most `users` users who have two.
 
-    The `newest` one, or a random one. What is left to train on, and the queries.
+    The `newest` one, or a random one. What is left to train on, and the queries. Of a random one the rest of
+    the history is not ranked, also where repeats are: what came later would stand before it.
     """
     rng = np.random.default_rng(seed)
     log = train.histories
@@ -121,7 +122,8 @@ def hold_out(train: Interactions, *, users: int, seed: int, newest: bool) -> tup
     chosen = np.sort(rng.permutation(eligible)[:users])
     last = log.offsets[chosen + 1].astype(np.int64) - 1
     row = last if newest else last - (rng.random(len(chosen)) * log.counts[chosen]).astype(np.int64)
-    return without_rows(train, row)
+    rest, judged = without_rows(train if newest else replace(train, repeats=False), row)
+    return replace(rest, repeats=train.repeats), judged
 
 
 def without_rows(train: Interactions, row: np.ndarray) -> tuple[Interactions, Judged]:
@@ -134,7 +136,8 @@ def without_rows(train: Interactions, row: np.ndarray) -> tuple[Interactions, Ju
 
 def hold_out_orders(train: Interactions, *, users: int, seed: int) -> tuple[Interactions, Judged]:
     """A validation slice: the whole newest order of each of at most `users` users who have two. By the clock
-    what was taken before is not asked for; a user whose newest order has nothing else is no query.
+    what was taken before is not asked for without repeats; a user whose newest order has nothing else is no
+    query.
 
     One line of an order would be betrayed by the others.
     """
@@ -149,7 +152,7 @@ def hold_out_orders(train: Interactions, *, users: int, seed: int) -> tuple[Inte
     keep = np.ones(len(log.item), bool)
     keep[row] = False
     rest = train.where(keep)
-    if train.timing is Timing.CLOCK:
+    if train.timing is Timing.CLOCK and not train.repeats:
         taken = rest.histories.request * train.items + rest.histories.item
         row = row[~np.isin(log.request[row] * train.items + log.item[row], taken)]
     return rest, judge_users(rest, user=log.request[row], item=log.item[row], value=log.value[row])

@@ -32,9 +32,9 @@ def possible_splits(timing: Timing, *, given: bool) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if usable[name])
 
 
-def random_split(log: Interactions, *, seed: int, mask: bool = True) -> Problem:
-    """8:1:1 of each user's distinct items. What was trained on is not ranked if `mask`, and neither is the
-    validation part at test time."""
+def random_split(log: Interactions, *, seed: int) -> Problem:
+    """8:1:1 of each user's distinct items. Without repeats what was trained on is not ranked, and neither is
+    the validation part at test time."""
     user, side_of = _pairs(log)
     chance = np.random.default_rng(seed).random(len(user))
     order = np.lexsort((chance, user))
@@ -44,7 +44,7 @@ def random_split(log: Interactions, *, seed: int, mask: bool = True) -> Problem:
     validation, test = part_counts(counts)
     trained = (counts - validation - test)[user]
     side = np.where(place < trained, TRAIN, np.where(place < trained + validation[user], VALIDATION, TEST))
-    return _problem(log, side[side_of], mask=mask)
+    return _problem(log, side[side_of])
 
 
 def part_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +59,7 @@ def part_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return validation, test
 
 
-def fold_splits(log: Interactions, *, folds: int, seed: int, mask: bool = True) -> list[Problem]:
+def fold_splits(log: Interactions, *, folds: int, seed: int) -> list[Problem]:
     """Cross validation: `folds` problems, each distinct pair in the test of one. Raises DataError."""
     user, side_of = _pairs(log)
     if not 2 <= folds <= len(user):
@@ -68,13 +68,13 @@ def fold_splits(log: Interactions, *, folds: int, seed: int, mask: bool = True) 
         )
     fold = np.random.default_rng(seed).permutation(len(user)) * folds // len(user)
     sides = (np.where(fold == number, TEST, TRAIN)[side_of] for number in range(folds))
-    return [_problem(log, side, mask=mask) for side in sides]
+    return [_problem(log, side) for side in sides]
 
 
-def leave_last_out(log: Interactions, *, mask: bool = True) -> Problem:
+def leave_last_out(log: Interactions) -> Problem:
     """The last event of each user who has two; who has one is trained on only.
 
-    With `mask` the history is not ranked. A target that is in it is then a miss in a log of sequences,
+    Without repeats the history is not ranked. A target that is in it is then a miss in a log of sequences,
     as published protocols count it; under a clock it is left out.
     """
     histories = log.histories
@@ -83,23 +83,21 @@ def leave_last_out(log: Interactions, *, mask: bool = True) -> Problem:
     keep[last] = False
     train = log.where(keep)
     user = histories.request[last]
-    new_only = mask and log.timing is Timing.CLOCK
+    new_only = not log.repeats and log.timing is Timing.CLOCK
     asked = _new(train, user, histories.item[last]) if new_only else np.ones(len(last), bool)
     user, last = user[asked], last[asked]
-    test = judge_users(train, user=user, item=histories.item[last], value=histories.value[last], mask=mask)
+    test = judge_users(train, user=user, item=histories.item[last], value=histories.value[last])
     if log.timing is Timing.CLOCK:  # asked at the moment of what came then
         test = replace(test, queries=replace(test.queries, now=histories.time[last]))
     return Problem(train, test)
 
 
-def temporal_split(
-    log: Interactions, *, moment: int | None = None, share: float = 0.9, mask: bool = True
-) -> Problem:
+def temporal_split(log: Interactions, *, moment: int | None = None, share: float = 0.9) -> Problem:
     """Trained on what lies before `moment` (epoch seconds; None = that before which `share` of the events
     lie), asked for the rest.
 
-    All queries are asked at that moment, those of users without a history too. With `mask` what a user
-    took before is neither ranked nor a target. Raises DataError if nothing lies before.
+    All queries are asked at that moment, those of users without a history too. Without repeats what a
+    user took before is neither ranked nor a target. Raises DataError if nothing lies before.
     """
     moment = moment_of(log, share=share) if moment is None else moment
     before = log.histories.time < moment
@@ -111,8 +109,8 @@ def temporal_split(
     train = log.where(before)
     user, item = log.histories.request[~before], log.histories.item[~before]
     value = log.histories.value[~before]
-    new = _new(train, user, item) if mask else np.ones(len(user), bool)
-    test = judge_users(train, user=user[new], item=item[new], value=value[new], mask=mask)
+    new = np.ones(len(user), bool) if log.repeats else _new(train, user, item)
+    test = judge_users(train, user=user[new], item=item[new], value=value[new])
     queries = replace(test.queries, now=np.full(len(test), moment, np.int64))
     return Problem(train, replace(test, queries=queries))
 
@@ -168,7 +166,7 @@ def _new(train: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return ~np.isin(user.astype(np.int64) * width + item, taken)
 
 
-def _problem(log: Interactions, side: np.ndarray, *, mask: bool) -> Problem:
+def _problem(log: Interactions, side: np.ndarray) -> Problem:
     """The problem whose events are on these sides, int [M]."""
     train = replace(log.where(side == TRAIN), asked=Asked.MISSING)
     columns = {
@@ -179,6 +177,6 @@ def _problem(log: Interactions, side: np.ndarray, *, mask: bool) -> Problem:
         for which in (VALIDATION, TEST)
     }
     held = columns[VALIDATION]
-    also_masked = (held["user"], held["item"]) if mask else None
-    test = judge_users(train, **columns[TEST], also_masked=also_masked, mask=mask)
+    also_masked = None if log.repeats else (held["user"], held["item"])
+    test = judge_users(train, **columns[TEST], also_masked=also_masked)
     return Problem(train, test)

@@ -44,7 +44,7 @@ def spared_users(data: Interactions) -> int:
 
 def asked_slice(data: Interactions, *, most: int, seed: int) -> tuple[Interactions, Judged]:
     """What is left of `data`, and what at most `most` users, or as many questions in sessions, ask, as the
-    test will; but only sessions ask for what was taken before."""
+    test will; of a random part what is known of it is never ranked."""
     if data.asked is Asked.SESSION:
         return hold_out_sessions(data, questions=most)
     if data.asked is Asked.OTHER:

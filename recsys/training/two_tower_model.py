@@ -54,7 +54,7 @@ class TwoTowerModel(TwoTowerSettings):
     left_out: float | None = None  # share of a history; None = .8 of one without an order, else .5
     popularity: float | None = None  # None = .3 for logs without an order, else 0
     example_half_life_days: float = float("inf")  # of next orders
-    repeat_share: float = 0.2  # chance that an item taken before is a target, under a clock
+    repeat_share: float = 0.2  # chance that an item taken before is a target, where no repeats are asked for
     targets: int = 8  # of an order
     max_history: int = 400
     spectral: bool = True
@@ -128,8 +128,7 @@ class TwoTowerModel(TwoTowerSettings):
         judged = None
         if asked := spared_users(data):
             data, judged = hold_out(data, users=asked, seed=seed, newest=kind == "next")
-        hide = data.timing is Timing.CLOCK or _repeated(data) < 0.05
-        examples = self._examples(data, kind=kind, hide=hide)
+        examples = self._examples(data, kind=kind)
         torch.manual_seed(seed)
         module = TwoTower(
             items=data.items,
@@ -150,7 +149,7 @@ class TwoTowerModel(TwoTowerSettings):
         taught = np.bincount(data.histories.item, minlength=data.items) > 0
         batches = Batches(module, examples, Negatives(self.in_batch, self.uniform), taught, users)
         batch, epochs, steps = self._schedule(int((examples.chance > 0).sum()), examples.length())
-        return TwoTowerTask(module, batches, data, judged, hide, self, batch, epochs, steps)
+        return TwoTowerTask(module, batches, data, judged, self, batch, epochs, steps)
 
     def _kind(self, timing: Timing) -> str:
         if self.examples != "auto":
@@ -176,7 +175,7 @@ class TwoTowerModel(TwoTowerSettings):
         epochs = min(self.epochs, steps)
         return batch, epochs, -(-steps // epochs)
 
-    def _examples(self, data: Interactions, *, kind: str, hide: bool) -> Examples:
+    def _examples(self, data: Interactions, *, kind: str) -> Examples:
         usual = 0.8 if data.timing is Timing.NONE else 0.5
         left_out = LeftOut.of(
             data,
@@ -191,10 +190,10 @@ class TwoTowerModel(TwoTowerSettings):
             interactions=data,
             orders=orders_of(data),
             half_life_days=self.example_half_life_days,
-            repeat_share=self.repeat_share if hide else 1.0,
+            repeat_share=1.0 if data.repeats else self.repeat_share,
             targets=self.targets,
             max_history=self.max_history,
-            hide_history=hide,
+            hide_history=not data.repeats,
         )
         return following if kind == "next" else Together((following, left_out))
 
@@ -243,7 +242,6 @@ class TwoTowerTask:
     batches: Batches
     data: Interactions
     judged: Judged | None
-    hide: bool  # what is in a history is not asked for
     settings: TwoTowerModel
     size: int  # of a batch
     epochs: int
@@ -277,14 +275,7 @@ class TwoTowerTask:
             part = self.judged.take(np.arange(start, min(start + 256, len(self.judged))))
             scores = fitted.score(part.queries)
             wanted = scores[np.arange(len(part)), part.target][:, None].copy()
-            if self.hide:
-                scores[np.repeat(np.arange(len(part)), np.diff(part.masked_offsets)), part.masked] = -np.inf
+            scores[np.repeat(np.arange(len(part)), np.diff(part.masked_offsets)), part.masked] = -np.inf
             rank = 1 + (scores > wanted).sum(1) + 0.5 * ((scores == wanted).sum(1) - 1)
             values.append(1 / np.log2(1 + np.maximum(rank, 1)))
         return float(np.concatenate(values).mean())
-
-
-def _repeated(data: Interactions) -> float:
-    """Share of events whose user took the item in an earlier one."""
-    log = data.histories
-    return 1 - len(np.unique(log.request * data.items + log.item)) / max(len(log.item), 1)

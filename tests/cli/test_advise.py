@@ -46,6 +46,11 @@ def test_what_is_needed_changes_the_advice(sequences):
     assert line["decision"]["leaf"] == "a session model"
 
 
+def test_what_it_would_run_asks_for_repeats_too(sequences):
+    out, _ = advise("--format", "sequences", "--path", sequences, "--repeats")
+    assert "--model auto --repeats" in out
+
+
 def test_bad_input_is_a_typed_error(sequences):
     with pytest.raises(SettingsError, match=r"--latency-ms 0"):
         advise("--format", "sequences", "--path", sequences, "--latency-ms", 0)

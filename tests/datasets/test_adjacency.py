@@ -41,7 +41,7 @@ def test_users_and_items_are_those_of_both_files(tmp_path):
     assert test.queries.user.tolist() == [0, 2]  # user 17 has no target, user 5 no history
     assert test.target.tolist() == [3, 1, 3]
     assert test.masked.tolist() == [0, 1, 2]
-    assert read_adjacency(tmp_path, mask=False).test.masked.tolist() == []
+    assert read_adjacency(tmp_path, repeats=True).test.masked.tolist() == []
 
 
 def test_ids_may_be_text_huge_or_sparse(tmp_path):

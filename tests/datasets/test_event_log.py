@@ -141,6 +141,7 @@ def test_the_usual_split_is_by_time_with_cold_users_and_items(tmp_path):
     (repeats,) = read_problems("events", path, repeats=True)
     assert repeats.test.target_counts.tolist() == [1, 2]
     assert repeats.test.masked.tolist() == []
+    assert repeats.train.repeats, "slices ask as the test does"
 
 
 def test_low_ratings_are_left_out(tmp_path):

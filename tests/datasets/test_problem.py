@@ -40,7 +40,7 @@ def test_what_is_also_masked_is_that_of_the_users_asked():
     also = (np.array([0, 1]), np.array([4, 4]))
     test = judge_users(a_log(), user=np.array([0]), item=np.array([3]), also_masked=also)
     assert lists(test.masked_offsets, test.masked) == [[0, 1, 2, 4]]
-    test = judge_users(a_log(), user=np.array([0]), item=np.array([3]), mask=False)
+    test = judge_users(replace(a_log(), repeats=True), user=np.array([0]), item=np.array([3]))
     assert test.masked.tolist() == []
 
 
@@ -87,6 +87,14 @@ def test_nobody_is_held_out_where_nobody_has_two():
     assert (len(rest), len(judged)) == (1, 0)
 
 
+@pytest.mark.parametrize("newest", [True, False])
+def test_the_rest_of_a_history_is_ranked_after_a_newest_event_where_repeats_are(newest):
+    rest, judged = hold_out(replace(a_log(), repeats=True), users=1, seed=0, newest=newest)
+    assert rest.repeats
+    assert judged.queries.histories.counts.sum() > 0
+    assert len(judged.masked) == (0 if newest else judged.queries.histories.counts.sum())
+
+
 def test_a_newest_order_is_held_out_whole():
     user, item, time = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 3, 3, 4]), np.arange(8)
     log = interactions_from_pairs(user, item, users=4, items=5, time=time, timing=Timing.CLOCK)
@@ -95,6 +103,9 @@ def test_a_newest_order_is_held_out_whole():
     assert judged.queries.user.tolist() == [0, 2]  # who has one order keeps it
     assert rest.histories.item.tolist() == [0, 0, 1, 3]
     assert judged.target.tolist() == [1, 2, 4]  # 3 was taken before
+    _, judged = hold_out_orders(replace(log, repeats=True), users=9, seed=0)
+    assert judged.target.tolist() == [1, 2, 3, 4]
+    assert judged.masked.tolist() == []
 
 
 def test_the_last_sessions_are_held_out_whole_and_asked_at_each_step():

@@ -132,17 +132,17 @@ def test_a_repeated_last_item_is_a_miss_in_sequences_and_no_question_by_the_cloc
     ours = leave_last_out(log_of(rows)).test
     assert targets(ours) == [(1, 4)]
     assert ours.queries.now.tolist() == [5]
-    repeats = leave_last_out(log_of(rows), mask=False).test
+    repeats = leave_last_out(replace(log_of(rows), repeats=True)).test
     assert (targets(repeats), masks(repeats)) == ([(0, 1), (1, 4)], set())
     assert published.queries.now.tolist() == [DAY + 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(logs(smallest=2), st.booleans())
-def test_a_temporal_split_is_at_one_moment(log, mask):
+def test_a_temporal_split_is_at_one_moment(log, repeats):
     times = log.histories.time
     try:
-        problem = temporal_split(log, mask=mask)
+        problem = temporal_split(replace(log, repeats=repeats))
     except DataError:
         moment = np.sort(times)[int(0.9 * len(times))]
         assert (times >= moment).all()
@@ -152,7 +152,7 @@ def test_a_temporal_split_is_at_one_moment(log, mask):
     assert (problem.train.histories.time < moment).all()
     later = log.where(times >= moment)
     assert len(problem.train) + len(later) == len(log)
-    assert set(targets(problem.test)) == (pairs(later) - pairs(problem.train) if mask else pairs(later))
+    assert set(targets(problem.test)) == (pairs(later) if repeats else pairs(later) - pairs(problem.train))
     assert not masks(problem.test) & set(targets(problem.test))
 
 

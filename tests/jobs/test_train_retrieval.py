@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from jobs.ingest import ingest, read
 from jobs.train_retrieval import run
 from recsys.errors import CapacityError, SettingsError
-from recsys.settings import Settings, Training
+from recsys.settings import Settings
 from recsys.training.stored import load_fitted
 
 USERS, ITEMS, DAYS = 90, 40, 120
@@ -28,7 +28,7 @@ def settings(ray_cluster: None, tmp_path_factory) -> Settings:
             date = np.datetime64("2024-01-01") + day
             lines.append(f"u{user},i{item},{date},kind{item % 4} thing{item}")
     (folder / "own.csv").write_text("\n".join(lines))
-    found = Settings(workdir=str(folder / "work"), training=Training(slices=1))
+    found = Settings(workdir=str(folder / "work"))
     read(found, path=str(folder / "own.csv"), map="user=u,item=i,time=t,title=title,type==purchase")
     ingest(found)
     return found
@@ -56,6 +56,16 @@ def test_ials_is_spread_and_others_are_fitted_here(settings: Settings) -> None:
         figures = run(settings, model=model)
         assert Path(figures["stored"]).is_file()
         assert figures["recall@20"] > 0.4, model  # half of all items are shown: chance is about that
+
+
+def test_events_without_an_order_leave_nothing_to_judge_by(ray_cluster: None, tmp_path: Path) -> None:
+    lines = ["u,i,t", *(f"u{user},i{item},2024-01-01" for user in range(9) for item in range(user % 3, 9, 3))]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    settings = Settings(workdir=str(tmp_path / "work"))
+    read(settings, path=str(tmp_path / "own.csv"), map="user=u,item=i,time=t,type==purchase")
+    ingest(settings)
+    figures = run(settings, model="ease")
+    assert Path(figures["stored"]).is_file()
 
 
 def test_what_cannot_be_done_is_said(settings: Settings, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """The search as a job: on a work directory's own events and on other data, each trial a run in MLflow."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from mlflow import MlflowClient
 
 from jobs.ingest import ingest, read
 from jobs.tune import run
+from jobs.workspace import Workspace
 from recsys.errors import DataError, SettingsError
-from recsys.settings import Settings, Training, model_of
+from recsys.settings import Settings, model_of
 
 USERS, ITEMS, DAYS = 90, 40, 120
 
@@ -26,7 +28,7 @@ def settings(ray_cluster: None, tmp_path_factory) -> Settings:
             item = rng.integers(0, ITEMS // 4) * 4 + user % 4
             lines.append(f"u{user},i{item},{np.datetime64('2024-01-01') + day}")
     (folder / "own.csv").write_text("\n".join(lines))
-    found = Settings(workdir=str(folder / "work"), training=Training(slices=1))
+    found = Settings(workdir=str(folder / "work"))
     read(found, path=str(folder / "own.csv"), map="user=u,item=i,time=t,type==purchase")
     ingest(found)
     return found
@@ -51,6 +53,13 @@ def test_what_is_given_stays_and_each_trial_is_a_run(settings: Settings) -> None
     assert run(settings, model=model, trials=3) == figures  # nothing is run again
     with pytest.raises(SettingsError, match="another name, or delete the folder"):
         run(settings, model="covisitation window=3", trials=4)
+
+
+def test_a_release_is_asked_for_repeats_where_a_scene_shows_them(settings: Settings) -> None:
+    assert Workspace.of_model(settings, "ease").taught.repeats  # home does
+    scenes = {name: replace(one, hide_consumed=True) for name, one in settings.pipeline.scenes.items()}
+    hidden = replace(settings, pipeline=replace(settings.pipeline, scenes=scenes))
+    assert not Workspace.of_model(hidden, "ease").taught.repeats
 
 
 def test_other_data_than_the_work_directorys(settings: Settings, tmp_path: Path) -> None:

@@ -48,11 +48,13 @@ def test_who_has_one_event_keeps_it_and_who_has_two_keeps_one():
 
 @pytest.mark.parametrize("timing", list(Timing))
 @pytest.mark.parametrize("asked", list(Asked))
-def test_a_slice_asks_as_the_test_will(timing, asked):
-    log = replace(log_of(*pairs(), timing), asked=asked)
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_slice_asks_as_the_test_will(timing, asked, repeats):
+    log = replace(log_of(*pairs(), timing), asked=asked, repeats=repeats)
     rest, judged = asked_slice(log, most=30, seed=0)
     users = np.unique(judged.queries.user)
-    assert rest.asked is asked
+    assert (rest.asked, rest.repeats) == (asked, repeats)
+    assert (len(judged.masked) == 0) is (asked is Asked.SESSION or (repeats and asked is not Asked.MISSING))
     if asked is Asked.SESSION:
         assert users.tolist() == [-1]
         gone = USERS - 1 - (rest.histories.counts > 0).sum()
