@@ -47,10 +47,10 @@ def run(
     settings: Settings, *, model: str = "", start: str = "", progress: Progress = silent
 ) -> dict[str, Any]:
     if model:
-        return _fit_one(Workspace.of_model(settings, model), model, start=start, progress=progress)
-    workspace = Workspace(settings)
+        return _fit_one(settings, model, start=start, progress=progress)
     if start:
         raise SettingsError("--start needs a --model: the pipeline's two-tower would see its own future")
+    workspace = Workspace(settings)
     if settings.training.model is not None:
         return _fit_single_stage(workspace, settings.training.model, progress)
     return _fit_pipeline(workspace, progress)
@@ -88,8 +88,9 @@ def _choice(fitted: FittedAuto) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _fit_one(workspace: Workspace, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
-    settings, model, name = workspace.settings, model_of(text), model_name(text.split()[0])
+def _fit_one(settings: Settings, text: str, *, start: str, progress: Progress) -> dict[str, Any]:
+    model, name = model_of(text), model_name(text.split()[0])
+    workspace = Workspace.of_model(settings, text)
     problem = temporal_split(workspace.described, moment=workspace.windows.held_out)
     check_capacity(model.estimate(problem.train), what=name, available_mb=free_mb())
     fitted = _fit(model, problem.train, workspace, name=name, start=start, progress=progress)

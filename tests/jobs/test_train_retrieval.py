@@ -75,7 +75,7 @@ def test_what_cannot_be_done_is_said(settings: Settings, monkeypatch) -> None:
         run(settings, model="sasrec", start="some.npz")
     with pytest.raises(SettingsError, match="--start needs a --model"):
         run(settings, start="some.npz")
-    with pytest.raises(SettingsError, match="no model 'teo_tower'; did you mean 'two_tower'"):
+    with pytest.raises(SettingsError, match=r"^no model 'teo_tower'; did you mean 'two_tower'"):
         run(settings, model="teo_tower")
     monkeypatch.setattr("jobs.train_retrieval.free_mb", lambda: 10.0)
     with pytest.raises(CapacityError, match="ease"):
