@@ -56,7 +56,12 @@ def steps_of_models(settings: Any) -> list[Step]:
         Step(
             "features",
             of(build_features.run),
-            ["recsys/features", "recsys/evaluation/windows.py", "jobs/build_features.py"],
+            [
+                "recsys/features",
+                "recsys/interactions.py",
+                "recsys/evaluation/windows.py",
+                "jobs/build_features.py",
+            ],
             [
                 training["event_types"],
                 training["window_days"],
