@@ -41,13 +41,11 @@ from recsys.events.store import EventStore
 from recsys.events.validation import ValidationSettings
 from recsys.events.wire import encode
 from recsys.events.writer_schemas import event_schema
-from recsys.index.shard import IndexSettings
 from recsys.memory import family_kb
 from recsys.releases.manifest import write_release
-from recsys.releases.parts import encode as encode_parts
 from recsys.settings import Serving, Settings
 from tests.kafka_server import new_kafka
-from tests.world import ITEMS, NOW, world
+from tests.world import ITEMS, NOW, release_parts, world
 
 CHUNK = 20_000
 RATE = 2000  # events/s of the lag measurement
@@ -225,7 +223,7 @@ def collector(bus: BusSettings, folder: Path, *, seconds: float, clients: int = 
     """Events/s that the service takes over HTTP in batches of 100, in the laptop placement."""
     made = world()
     release = write_release(
-        folder / "artifacts", encode_parts(made.parts, index=IndexSettings()), as_of=NOW, items=ITEMS
+        folder / "artifacts", release_parts(made.parts, folder / "index"), as_of=NOW, items=ITEMS
     )
     settings = Settings(workdir=str(folder), serving=Serving(port=free_port()), bus=bus)
     bodies = [

@@ -17,7 +17,7 @@ from deployments.index_shard import IndexShard
 from deployments.stage import Stage
 from recsys.errors import SettingsError
 from recsys.releases.manifest import Release
-from recsys.releases.parts import shard_names
+from recsys.releases.parts import index_manifest
 from recsys.releases.registry import resolve
 from recsys.settings import Settings, load_settings, parse
 
@@ -97,8 +97,8 @@ def graph(
     uri = release.uri
     shards = {}
     if placement.shards == "deployment":
-        for number, part in enumerate(shard_names(release)):
-            shards[str(number)] = _named(IndexShard, f"Shard{number}").bind(uri, part)
+        for number in range(len(index_manifest(release).shards)):
+            shards[str(number)] = _named(IndexShard, f"Shard{number}").bind(uri, number)
     steps = {}
     for step, place in placement:
         if step != "shards" and place == "deployment":

@@ -13,7 +13,7 @@ from recsys.evaluation.pipeline import PIPELINE
 from recsys.features.cross import FEATURES
 from recsys.features.views import ITEM_FEATURES, USER_FEATURES
 from recsys.releases.manifest import open_release, write_release
-from recsys.releases.parts import encode, load_parts
+from recsys.releases.parts import encode, index_curve, index_parts, load_parts
 from recsys.settings import Settings
 
 
@@ -22,16 +22,18 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
     now = workspace.windows.held_out
     progress(0.1, "writing the parts")
     parts = workspace.parts(now, rankers=workspace.rankers)
+    index = workspace.folder / "index"
     report = json.loads((workspace.folder / "evaluation" / "report.json").read_bytes())
     views = {"user": USER_FEATURES, "item": ITEM_FEATURES, "candidate": FEATURES}
     release = write_release(
         workspace.folder / "artifacts",
-        encode(parts, index=settings.index),
+        {**encode(parts), **index_parts(index, of=parts.snapshot.vectors)},
         as_of=now,
         items=len(parts.items),
         watermark={"event_table_version": workspace.store.version(), "events_before": now},
         feature_views={n: hashlib.sha256("\n".join(c).encode()).hexdigest() for n, c in views.items()},
         evaluation={name: part["lines"][PIPELINE] for name, part in report.items() if part["users"]},
+        index_curve=index_curve(index),
     )
     progress(0.4, "reading it back")
     load_parts(open_release(release.uri))

@@ -15,7 +15,8 @@ from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent, write_atomically
 from recsys.evaluation.pipeline import PIPELINE, Evaluation, evaluate
 from recsys.evaluation.plot import plot_evaluation
-from recsys.index.shard import build_local_shards
+from recsys.index.shard import shards_in
+from recsys.index.vectors import VectorArray
 from recsys.pipeline.offline import PointInTimeUsers, relevant_items
 from recsys.pipeline.wiring import recommender
 from recsys.settings import Settings
@@ -66,7 +67,7 @@ def evaluate_scene(settings: Settings, scene: str) -> Evaluation:
         recommender(
             parts,
             users=PointInTimeUsers(log, now),
-            shards=build_local_shards(parts.snapshot.vectors, settings=settings.index),
+            shards=shards_in(workspace.folder / "index", of=VectorArray(parts.snapshot.vectors)),
         ),
         relevant_items(
             log,

@@ -16,7 +16,7 @@ import ray
 from jobs.session import run_job
 from jobs.workspace import Progress, Workspace, silent, write_atomically
 from recsys.errors import DataError
-from recsys.index.shard import build_local_shards
+from recsys.index.shard import exact_shard
 from recsys.models.ranker import RankerSettings, RankingRows
 from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant_items
 from recsys.pipeline.wiring import recommender
@@ -87,7 +87,7 @@ def ranking_rows(settings: Settings, scene: str, window: int) -> tuple[int, Rank
     past = recommender(
         parts,
         users=PointInTimeUsers(log, start),
-        shards=build_local_shards(snapshot.vectors, settings=settings.index),
+        shards=[exact_shard(snapshot.vectors)],
     )
     blocks = label_candidates(
         past,

@@ -6,6 +6,7 @@ catalog.parquet                                                        (ingest)
 models/<moment>/*.npz    a snapshot of all retrieval models            (train_retrieval)
 tuning/<name>/trials.jsonl                                             (tune)
 rankers/<scene>.ubj      of two stages                                 (train_ranker)
+index/       the shards, how they are searched, recall.png             (build_index)
 evaluation/  report.json, slates.json, evaluation.png                  (evaluate)
 artifacts/, mlflow.db    releases and their registry                   (build_release)
 redis/, steps/           the embedded server; what is already done

@@ -7,6 +7,7 @@
     ├── UnavailableError     a server that recsys needs does not answer: Redis, the bus, Ray, a port
     ├── RuleError            a rule failed, so nothing that it guards may be shown
     ├── ReleaseError         a release is missing, incomplete or altered
+    ├── RecallError          an index can't find the share of neighbors that is asked of it
     └── CapacityError        the work would not fit into this machine's memory
 
 A message is one line: the value, the place, the remedy. The command line prints it without a
@@ -47,6 +48,10 @@ class RuleError(RecsysError):
 
 class ReleaseError(RecsysError):
     code = "release"
+
+
+class RecallError(RecsysError):
+    code = "recall"
 
 
 class CapacityError(RecsysError):

@@ -21,7 +21,7 @@ from recsys.events.bus import BusSettings
 from recsys.events.committer import IngestionSettings
 from recsys.events.validation import ValidationSettings
 from recsys.experiments.assignment import Experiments
-from recsys.index.shard import IndexSettings
+from recsys.index.settings import IndexSettings
 from recsys.models.ranker import RankerSettings
 from recsys.models.retrieval import RetrievalModel
 from recsys.models.two_tower.settings import TwoTowerTraining

@@ -6,13 +6,17 @@ each (one of the categories); items have one category; some are restricted, so t
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from recsys.experiments.assignment import Arm, Experiment, Experiments, Layer
 from recsys.features.text import hash_tokens
-from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
+from recsys.index.building import build_index
+from recsys.index.settings import IndexSettings
+from recsys.index.shard import LocalShard, exact_shard
+from recsys.index.vectors import VectorArray
 from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker, RankerSettings
 from recsys.models.two_tower.settings import TwoTowerSettings, TwoTowerTraining
@@ -21,12 +25,14 @@ from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import Parts, PipelineSettings, recommender
+from recsys.releases.parts import encode, index_parts
 from recsys.training.ranker import RankingRows, rows_to_keep, train_ranker
 from recsys.training.snapshot import TableSettings, fit_snapshot
 from recsys.training.two_tower import train_two_tower
 from recsys.types import DAY, Histories, offsets_of
 
 USERS, ITEMS, CATEGORIES, DAYS = 120, 150, 6, 120
+SHARDS = 2
 START = 1_300_000_000 // DAY * DAY
 NOW = START + (DAYS - 28) * DAY  # the release's moment; four weeks follow it
 EARLIER = NOW - 28 * DAY  # the ranker's training slice begins
@@ -147,7 +153,10 @@ def world(seed: int = 0) -> World:
 
 
 def shards(vectors: np.ndarray) -> list[LocalShard]:
-    return [
-        LocalShard(str(number), IndexShard.from_bytes(content))
-        for number, content in enumerate(build_shards(vectors, settings=IndexSettings()))
-    ]
+    return [exact_shard(vectors, number, SHARDS) for number in range(SHARDS)]
+
+
+def release_parts(parts: Parts, folder: Path, *, shards: int = SHARDS) -> dict[str, bytes | Path]:
+    """All that a release of `parts` holds; its index is built in `folder`."""
+    build_index(VectorArray(parts.snapshot.vectors), folder, settings=IndexSettings(shards=shards))
+    return {**encode(parts), **index_parts(folder, of=parts.snapshot.vectors)}

@@ -39,7 +39,7 @@ def steps_of_data(settings: Any, *, dataset: str, path: str | None) -> list[Step
 
 
 def steps_of_models(settings: Any) -> list[Step]:
-    from jobs import build_features, build_release, evaluate, train_ranker, train_retrieval
+    from jobs import build_features, build_index, build_release, evaluate, train_ranker, train_retrieval
     from recsys.events.redis_server import connect
     from recsys.features.online import OnlineStore
 
@@ -87,8 +87,9 @@ def steps_of_models(settings: Any) -> list[Step]:
             "ranker",
             of(train_ranker.run),
             ["recsys/pipeline", "recsys/index", "jobs/train_ranker.py"],
-            [rankers, tree["pipeline"], tree["index"]],
+            [rankers, tree["pipeline"]],
         ),
+        Step("index", of(build_index.run), ["jobs/build_index.py"], tree["index"]),
         Step(
             "evaluation",
             of(evaluate.run),

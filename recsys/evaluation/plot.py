@@ -1,8 +1,11 @@
-"""The offline evaluation as a picture: one panel per metric, one bar per line, with its interval."""
+"""What was measured as a picture: the offline evaluation, and the recall of an index."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from recsys.index.manifest import IndexManifest
+from recsys.index.tuning import Point
 
 METRICS = ("recall@20", "recall@100", "ndcg@10", "coverage@20", "category_diversity@20")
 ONE_BAR, EMPHASIS = "#9db4c9", "#1f5a8a"
@@ -38,5 +41,36 @@ def plot_evaluation(report: Mapping[str, Any], path: Path) -> None:
     figure.suptitle("Held-out window, full catalog ranked; bars with 95 % bootstrap intervals", fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def plot_recall_curve(manifest: IndexManifest, curve: Sequence[Point], path: Path) -> None:
+    """Write a PNG: what an index finds, and how long it takes for that; a line for each `k_factor`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    ladders: dict[Any, list[Any]] = {}
+    for point in curve:
+        ladders.setdefault(point.setting.get("k_factor"), []).append(point)
+    for factor, ladder in ladders.items():
+        name = None if factor is None else f"k_factor {factor:g}"
+        axis.plot([p.held_out for p in ladder], [p.ms for p in ladder], "o-", ms=3, lw=1, label=name)
+    told = ", ".join(f"{name} {value:g}" for name, value in manifest.setting.items()) or "exact"
+    chosen = next(point for point in curve if point.setting == manifest.setting)
+    axis.plot(chosen.held_out, chosen.ms, "s", ms=8, color=EMPHASIS, label=f"chosen: {told}")
+    axis.axvline(manifest.asked, color="0.6", lw=1, ls="--", label=f"asked: {manifest.asked:g}")
+    axis.set_yscale("log")
+    axis.set_xlabel(f"recall@{manifest.at} of held-out queries")
+    axis.set_ylabel("ms a query and shard, one thread")
+    axis.set_title(
+        f"{manifest.factory}, {manifest.items:,} items, {len(manifest.shards)} shards", fontsize=11
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

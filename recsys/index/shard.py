@@ -1,74 +1,201 @@
-"""One shard of an index: FAISS under item rows, inner product, one thread.
+"""One shard of an index: what was built, what came since, less what was deleted or is not allowed.
 
-FAISS marks a missing neighbor with -1 and a score of -inf or less; so do we, and nothing else. Ties
-come out in FAISS's order here and are broken by item row where shards are merged. A replica answers
-one batch at a time, so FAISS must not start a thread for each core in every replica.
+An item stands in the built part by its position there, or in the fresh segment, never in both alive.
+Deleted ones are tombstones that the search passes over, as it does what a filter does not allow; where it
+then finds too few, it looks further until it has k or has seen all. FAISS marks a missing neighbor with
+-1; so do we, and nothing else. A replica answers one batch at a time, so FAISS gets one thread.
 """
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
 from recsys.errors import ReleaseError
-from recsys.hashing import shard_of_rows
+from recsys.index.build import build_shard
+from recsys.index.dials import Dials, Search, Setting
+from recsys.index.exact import best_of
+from recsys.index.factory import ShardType
+from recsys.index.fresh import FreshSegment, is_allowed
+from recsys.index.manifest import IndexManifest, read_manifest, shard_files
+from recsys.index.vectors import OfShard, VectorArray, VectorStream
+
+WIDER = 4.0  # how much further it looks each time that it found too few
+FILTERS = 64  # that a shard keeps at hand
+MOST_FETCHED = 2048  # what a GPU returns at the most
+
+Answer = tuple[np.ndarray, np.ndarray]  # item rows int32 [B, k], scores float32 [B, k]
 
 
-@dataclass(frozen=True, slots=True)
-class IndexSettings:
-    factory: str = "Flat"  # FAISS factory string; exact search is the fastest choice below some 50,000 items
-    shards: int = 2
+class Filter:
+    """Which item rows an answer may hold, bool [by item row]; none beyond its end. Make it once and use it
+    often: a shard keeps its own form of those it saw last."""
+
+    def __init__(self, allowed: np.ndarray) -> None:
+        self.allowed = allowed
 
 
-def build_shards(vectors: np.ndarray, *, settings: IndexSettings) -> list[bytes]:
-    """Serialized FAISS indexes of `vectors` float32 [V, D] by item row, one for each shard.
+@dataclass(slots=True)
+class _Selected:
+    """The positions that a filter leaves, in the form that FAISS takes."""
 
-    Items go to shards by the hash of their row: a lost shard costs every query the same small share.
-    """
-    shard = shard_of_rows(np.arange(len(vectors)), settings.shards)
-    built = []
-    for number in range(settings.shards):
-        rows = np.flatnonzero(shard == number).astype(np.int64)
-        index = faiss.index_factory(vectors.shape[1], f"IDMap,{settings.factory}", faiss.METRIC_INNER_PRODUCT)
-        part = np.ascontiguousarray(vectors[rows], np.float32)
-        if not index.is_trained:
-            index.train(part)
-        index.add_with_ids(part, rows)
-        built.append(faiss.serialize_index(index).tobytes())
-    return built
+    bits: np.ndarray  # uint8, a bit for each position; FAISS reads them in place
+    selector: Any
+    count: int
+    first: Search | None = None  # how it is searched to begin with
+
+    @classmethod
+    def of(cls, allowed: np.ndarray) -> "_Selected":
+        """`allowed` bool [n] by position."""
+        bits = np.packbits(allowed, bitorder="little")
+        return cls(bits, faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)), int(allowed.sum()))
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """Whether each position is left, bool; -1 is not."""
+        inside = np.where(positions < 0, 0, positions)
+        return (positions >= 0) & (self.bits[inside >> 3] >> (inside & 7) & 1).astype(bool)
+
+    def take_out(self, position: int) -> None:
+        bit = np.uint8(1 << (position & 7))
+        self.count -= int(self.bits[position >> 3] & bit != 0)
+        self.bits[position >> 3] &= ~bit
+        self.first = None
 
 
 class IndexShard:
-    """A loaded shard."""
+    """A loaded shard. Threads may search and change it at the same time."""
 
-    def __init__(self, index: faiss.Index):
+    def __init__(
+        self, index: faiss.Index, rows: np.ndarray, *, setting: Setting | None = None, selects: bool = True
+    ) -> None:
+        """`rows` int32 [n]: the item row of each of the index's positions. `selects`: it passes over what it
+        is told, as FAISS's indexes on a CPU do and those on a GPU don't."""
+        if len(rows) != index.ntotal:
+            raise ReleaseError(f"an index of {index.ntotal} items has rows of {len(rows)}: build it anew")
         faiss.omp_set_num_threads(1)
-        self.index = index
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "IndexShard":
-        return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)))
-
-    @classmethod
-    def load(cls, path: Path) -> "IndexShard":
-        """Raises ReleaseError if the file is no FAISS index."""
-        try:
-            return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
-            raise ReleaseError(f"{path} is no FAISS index: build the release anew") from error
+        self.index, self.dials, self.selects = index, Dials.of(index), selects
+        self.dials.turn(setting or {})
+        self.fresh = FreshSegment(index.d)
+        self._rows = np.append(rows, -1).astype(np.int32)  # position -1 is FAISS's "none"
+        self._order = np.argsort(rows, kind="stable")
+        self._alive = np.ones(len(rows), bool)
+        self._dead = 0
+        self._filters: dict[Filter | None, _Selected] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self.index.ntotal)
+        """Items that are alive."""
+        return len(self._alive) - self._dead + len(self.fresh)
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of float32 [B, D] queries: item rows int32 [B, k] and scores float32 [B, k],
-        best first; -1 and -inf where the shard has fewer. Raises ValueError for another dimension."""
-        if queries.shape[1] != self.index.d:
-            raise ValueError(f"queries have {queries.shape[1]} dimensions, the index {self.index.d}")
-        k = min(k, max(len(self), 1))
-        scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), k)
-        return rows.astype(np.int32), np.where(rows >= 0, scores, -np.inf).astype(np.float32)
+    @property
+    def tombstones(self) -> int:
+        """Items of the built part that were deleted or replaced since."""
+        return self._dead
+
+    def upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
+        """From the next search on these item rows have these vectors, float32 [D]. One of zeros has none."""
+        for row, vector in vectors.items():
+            if np.shape(vector) != (self.index.d,) or not np.isfinite(vector).all():
+                raise ValueError(f"the vector of item row {row} is not {self.index.d} finite numbers")
+        with self._lock:
+            for row, vector in vectors.items():
+                self._bury(row)
+                if np.any(vector):
+                    self.fresh.put(row, vector)
+                else:
+                    self.fresh.drop(row)
+
+    def delete(self, rows: np.ndarray) -> None:
+        """From the next search on these item rows are gone; unknown ones are ignored."""
+        with self._lock:
+            for row in rows.tolist():
+                self._bury(row)
+                self.fresh.drop(row)
+
+    def search(self, queries: np.ndarray, k: int, *, only: Filter | None = None) -> Answer:
+        """The k nearest of float32 [B, D] queries that are alive and that `only` allows: item rows int32
+        [B, k] and scores float32 [B, k], best first; -1 and -inf where there are fewer. Fewer columns, but
+        one at least, if the shard has fewer items. Raises ValueError for another dimension."""
+        if queries.ndim != 2 or queries.shape[1] != self.index.d:
+            raise ValueError(f"queries have {queries.shape[-1]} dimensions, the index {self.index.d}")
+        queries = np.ascontiguousarray(queries, np.float32)
+        with self._lock:
+            k = min(k, max(len(self), 1))
+            built = self._search_built(queries, k, only)
+            if not len(self.fresh):
+                return built
+            rows, scores = self.fresh.search(queries, allowed=None if only is None else only.allowed)
+        rows = np.broadcast_to(rows, scores.shape)
+        return best_of(*(np.concatenate(pair, axis=1) for pair in zip(built, (rows, scores))), k=k)
+
+    def _search_built(self, queries: np.ndarray, k: int, only: Filter | None) -> Answer:
+        if not self._dead and only is None:
+            scores, positions = self.index.search(queries, k)
+            if not positions.size or positions[:, -1].min() >= 0:
+                return self._rows[positions], scores
+        selected = self._selected(only)
+        search = self._select if self.selects else self._over_fetch
+        scores, positions = search(queries, k, selected)
+        if positions.size and positions[:, -1].min() < 0:  # the missing are the last of a line
+            scores = np.where(positions < 0, np.float32(-np.inf), scores)
+        return self._rows[positions], scores
+
+    def _select(self, queries: np.ndarray, k: int, selected: _Selected) -> Answer:
+        """Scores and positions of what is selected, -1 = none. As thorough as it takes: at first as many of
+        the selected are looked at as would be of all."""
+        wanted, effort = min(k, selected.count), len(self._alive) / max(selected.count, 1)
+        if selected.first is None:
+            selected.first = self.dials.search_of(selected.selector, effort=effort)
+        search = selected.first
+        scores, positions = search(queries, k)
+        while wanted and not search.all_seen and (few := np.flatnonzero(positions[:, wanted - 1] < 0)).size:
+            effort *= WIDER
+            search = self.dials.search_of(selected.selector, effort=effort)
+            scores[few], positions[few] = search(queries[few], k)
+        return scores, positions
+
+    def _over_fetch(self, queries: np.ndarray, k: int, selected: _Selected) -> Answer:
+        """The same of an index that can't select: what is not selected is dropped from more than k."""
+        scores, positions = np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1)
+        few, most = np.arange(len(queries)), min(len(self._alive), MOST_FETCHED)
+        wanted, fetched = min(k, selected.count), 0
+        while wanted and few.size and fetched < most:
+            share = selected.count / len(self._alive)
+            fetched = min(max(ceil(k / share), int(fetched * WIDER)), most)
+            score, position = self.index.search(queries[few], fetched)
+            left = selected.has(position)
+            order = np.argsort(~left, axis=1, kind="stable")[:, :k]  # the selected first, as they come
+            scores[few, : order.shape[1]] = np.take_along_axis(score, order, 1)
+            kept = np.where(np.take_along_axis(left, order, 1), np.take_along_axis(position, order, 1), -1)
+            positions[few, : order.shape[1]] = kept
+            few = few[positions[few, wanted - 1] < 0]
+        return scores, positions
+
+    def _selected(self, only: Filter | None) -> _Selected:
+        found = self._filters.pop(only, None)
+        if found is None:
+            found = _Selected.of(
+                self._alive if only is None else self._alive & is_allowed(only.allowed, self._rows[:-1])
+            )
+        while len(self._filters) >= FILTERS:
+            self._filters.pop(next(iter(self._filters)))
+        self._filters[only] = found  # the last one asked for is the last to go
+        return found
+
+    def _bury(self, row: int) -> None:
+        """Makes the built part's item a tombstone, if it has it."""
+        rows = self._rows[:-1]
+        place = np.searchsorted(rows, row, sorter=self._order)
+        if place < len(rows) and rows[position := self._order[place]] == row and self._alive[position]:
+            self._alive[position] = False
+            self._dead += 1
+            for selected in self._filters.values():
+                selected.take_out(int(position))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +205,34 @@ class LocalShard:
     name: str
     shard: IndexShard
 
-    async def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    async def __call__(self, queries: np.ndarray, k: int) -> Answer:
         return self.shard.search(queries, k)
 
 
-def build_local_shards(vectors: np.ndarray, *, settings: IndexSettings) -> list[LocalShard]:
-    """The shards of `vectors`, in this process."""
-    built = build_shards(vectors, settings=settings)
-    return [LocalShard(str(n), IndexShard.from_bytes(content)) for n, content in enumerate(built)]
+def open_shard(index: Path, rows: Path, *, manifest: IndexManifest, number: int) -> LocalShard:
+    """A shard from its two files. They are mapped into memory: replicas on one node share it.
+
+    Raises ReleaseError if they are not those of the manifest.
+    """
+    try:
+        # FAISS maps a file that was cut off and crashes on it, so its size is looked at first.
+        found, expected = index.stat().st_size + rows.stat().st_size, manifest.shards[number].bytes
+        if found != expected:
+            raise ReleaseError(f"{index} was cut off ({found} bytes, not {expected}): build the index anew")
+        read = faiss.read_index(str(index), faiss.IO_FLAG_MMAP_IFC)
+        return LocalShard(str(number), IndexShard(read, np.load(rows), setting=manifest.setting))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ReleaseError(f"{index} is no FAISS index: build the index anew") from error
+
+
+def shards_in(folder: Path, *, of: VectorStream) -> list[LocalShard]:
+    """The shards of the index of these vectors that was built into `folder`. Raises ReleaseError."""
+    manifest = read_manifest(folder, of=of)
+    files = [[folder / name for name in shard_files(number)] for number in range(len(manifest.shards))]
+    return [open_shard(*own, manifest=manifest, number=number) for number, own in enumerate(files)]
+
+
+def exact_shard(vectors: np.ndarray, number: int = 0, shards: int = 1) -> LocalShard:
+    """One of `shards` of vectors float32 [V, D] by item row, in this process; looked through one and all."""
+    built = build_shard(OfShard(VectorArray(vectors), number, shards), ShardType())
+    return LocalShard(str(number), IndexShard(built.index, built.rows))

@@ -10,8 +10,9 @@ verifies every hash and refuses a mismatch: what was altered or half copied is n
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Manifest:
     watermark: Mapping[str, Any] = field(default_factory=dict)  # version of the event table, ...
     feature_views: Mapping[str, str] = field(default_factory=dict)  # name -> hash of its columns
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # offline metrics with intervals
+    index_curve: Sequence[Mapping[str, Any]] = ()  # recall and time of each setting of the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +52,39 @@ class Release:
         return self.folder / "parts" / self.manifest.parts[name]
 
 
-def write_release(artifacts: Path, parts: Mapping[str, bytes], **facts: Any) -> Release:
-    """Store `parts`, then the manifest with `facts` (the other fields of `Manifest`)."""
+def write_release(artifacts: Path, parts: Mapping[str, bytes | Path], **facts: Any) -> Release:
+    """Store `parts` (bytes, or a file that is copied), then the manifest with `facts` (the other fields of
+    `Manifest`)."""
     hashes = {name: _store(artifacts, content) for name, content in sorted(parts.items())}
+    return _write_manifest(artifacts, hashes, facts)
+
+
+def with_parts(
+    release: Release, parts: Mapping[str, bytes | Path], *, instead_of: str, **facts: Any
+) -> Release:
+    """A release like `release`, with `parts` in place of those whose names start with `instead_of`; all
+    others are shared, not copied. `facts` change fields of its manifest."""
+    kept = {n: h for n, h in release.manifest.parts.items() if not n.startswith(instead_of)}
+    new = {name: _store(release.folder, content) for name, content in sorted(parts.items())}
+    old = {
+        f.name: getattr(release.manifest, f.name) for f in fields(Manifest) if f.name not in ("id", "parts")
+    }
+    return _write_manifest(release.folder, dict(sorted((kept | new).items())), old | facts)
+
+
+def _write_manifest(artifacts: Path, hashes: Mapping[str, str], facts: Mapping[str, Any]) -> Release:
     identity = _identity(hashes)
     manifest = Manifest(id=identity, parts=hashes, **facts)
     path = _manifest_path(artifacts, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(asdict(manifest), indent=2).encode())
+    content = json.dumps(asdict(manifest), indent=2).encode()
+    _write(path, lambda draft: draft.write_bytes(content))
     return Release(manifest, artifacts)
 
 
-def open_release(uri: str | Path) -> Release:
-    """The release of a manifest, every part verified. Raises ReleaseError."""
+def open_release(uri: str | Path, *, only: str = "") -> Release:
+    """The release of a manifest, every part verified; with `only`, those whose names start so. Raises
+    ReleaseError."""
     path = Path(uri)
     try:
         manifest = Manifest(**json.loads(path.read_bytes()))
@@ -77,8 +99,10 @@ def open_release(uri: str | Path) -> Release:
         raise ReleaseError(f"{path} is not a manifest ({error}): build the release anew") from error
     release = Release(manifest, path.parent.parent.parent)
     for name, expected in manifest.parts.items():
+        if not name.startswith(only):
+            continue
         try:
-            found = _sha256(release.path(name).read_bytes())
+            found = _file_sha256(release.path(name))
         except FileNotFoundError as error:
             raise ReleaseError(f"release {manifest.id} lacks part {name!r}: build it anew") from error
         if found != expected:
@@ -97,21 +121,32 @@ def _manifest_path(artifacts: Path, identity: str) -> Path:
     return artifacts / "releases" / identity / "manifest.json"
 
 
-def _store(artifacts: Path, content: bytes) -> str:
-    digest = _sha256(content)
+def _store(artifacts: Path, content: bytes | Path) -> str:
+    digest = _sha256(content) if isinstance(content, bytes) else _file_sha256(content)
     path = artifacts / "parts" / digest
     # A part that was altered on disk is written anew: that is what "build it anew" promises.
-    if not path.exists() or _sha256(path.read_bytes()) != digest:
+    if not path.exists() or _file_sha256(path) != digest:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        if isinstance(content, bytes):
+            _write(path, lambda draft: draft.write_bytes(content))
+        else:
+            _write(path, lambda draft: shutil.copyfile(content, draft))
     return digest
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Atomically: a reader sees the whole file or none."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    try:
+        write(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(content: bytes) -> str:

@@ -13,19 +13,21 @@ import xgboost
 from pydantic import TypeAdapter
 
 from recsys.experiments.assignment import Experiments
-from recsys.index.shard import IndexSettings, IndexShard, LocalShard, build_shards
+from recsys.index.manifest import CURVE, MANIFEST, IndexManifest, read_manifest, shard_files
+from recsys.index.shard import LocalShard, open_shard
+from recsys.index.vectors import VectorArray
 from recsys.models.ranker import Ranker
 from recsys.models.snapshot import Snapshot
 from recsys.pipeline.rules import Rule
 from recsys.pipeline.wiring import Parts, PipelineSettings
 from recsys.releases.manifest import Release
 
+INDEX = "index/"  # what the names of its parts start with
 
-def encode(parts: Parts, *, index: IndexSettings) -> dict[str, bytes]:
-    """Part name -> bytes."""
+
+def encode(parts: Parts) -> dict[str, bytes]:
+    """Part name -> bytes, of all but the index."""
     encoded = {f"models/{name}.npz": _npz(arrays) for name, arrays in parts.snapshot.arrays().items()}
-    for number, shard in enumerate(build_shards(parts.snapshot.vectors, settings=index)):
-        encoded[f"index/{number}.faiss"] = shard
     for name, ranker in parts.rankers.items():
         encoded[f"rankers/{name}.ubj"] = bytes(ranker.booster.save_raw("ubj"))
     table = io.BytesIO()
@@ -56,17 +58,32 @@ def load_parts(release: Release) -> Parts:
     )
 
 
-def shard_names(release: Release) -> list[str]:
-    return sorted((n for n in release.manifest.parts if n.startswith("index/")), key=lambda n: int(_stem(n)))
+def index_parts(folder: Path, *, of: np.ndarray) -> dict[str, Path]:
+    """Part name -> file, of the index of vectors `of` [V, D] that was built into `folder`. Raises
+    ReleaseError."""
+    shards = len(read_manifest(folder, of=VectorArray(of)).shards)
+    names = [MANIFEST, *(name for number in range(shards) for name in shard_files(number))]
+    return {INDEX + name: folder / name for name in names}
 
 
-def load_shard(release: Release, name: str) -> LocalShard:
-    return LocalShard(_stem(name), IndexShard.load(release.path(name)))
+def index_curve(folder: Path) -> list[dict[str, Any]]:
+    """What was measured of that index, for the release's manifest: times make no other release."""
+    curve: list[dict[str, Any]] = json.loads((folder / CURVE).read_bytes())
+    return curve
+
+
+def index_manifest(release: Release) -> IndexManifest:
+    return IndexManifest.from_json(release.path(INDEX + MANIFEST).read_bytes())
+
+
+def load_shard(release: Release, number: int) -> LocalShard:
+    index, rows = (release.path(INDEX + name) for name in shard_files(number))
+    return open_shard(index, rows, manifest=index_manifest(release), number=number)
 
 
 def local_shards(release: Release) -> list[LocalShard]:
     """All shards of the index, in this process."""
-    return [load_shard(release, name) for name in shard_names(release)]
+    return [load_shard(release, number) for number in range(len(index_manifest(release).shards))]
 
 
 def _stem(name: str) -> str:

@@ -11,18 +11,17 @@ import pytest
 from recsys.advisor.decision import Leaf, decide
 from recsys.advisor.profile import profile
 from recsys.experiments.assignment import Experiments
-from recsys.index.shard import IndexSettings
 from recsys.interactions import Interactions, Queries, Timing, Tokens, interactions_from_pairs
 from recsys.models.blend import FittedBlend, as_blend
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
 from recsys.pipeline.wiring import Parts, PipelineSettings, recommender
 from recsys.releases.manifest import open_release, write_release
-from recsys.releases.parts import encode, load_parts, local_shards
+from recsys.releases.parts import load_parts, local_shards
 from recsys.settings import model_of
 from recsys.training.snapshot import TableSettings, single_stage
 from recsys.types import DAY, Histories, Slate, Sources
-from tests.world import item_frame
+from tests.world import item_frame, release_parts
 
 USERS, NOW, N = 60, 1_400_000_000 // DAY * DAY, 12
 ASKED = (*(str(user) for user in range(20)), "nobody")
@@ -73,7 +72,7 @@ def released(models: FittedBlend, data: Interactions, folder: Path) -> tuple[Par
     snapshot = single_stage(models, data, as_of=NOW, category=category, settings=TableSettings(), seed=0)
     settings = PipelineSettings(diversity=DiversitySettings(relevance_weight=1.0, distinct_top=0))
     made = Parts(item_frame(data.items), snapshot, {}, (), Experiments({}), settings)
-    written = encode(made, index=IndexSettings())
+    written = release_parts(made, folder / "index")
     release = open_release(write_release(folder, written, as_of=NOW, items=data.items).uri)
     parts = load_parts(release)
     path = recommender(parts, users=PointInTimeUsers(data, NOW), shards=local_shards(release))

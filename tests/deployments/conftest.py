@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 
 from deployments.server import free_port, start
-from recsys.index.shard import IndexSettings
 from recsys.pipeline.diversity import DiversitySettings
 from recsys.releases.manifest import write_release
-from recsys.releases.parts import encode
 from recsys.settings import Collector, OnlineStore, Serving, Settings
 from tests.deployments.service import Service, put_users
-from tests.world import ITEMS, NOW, World, world
+from tests.world import ITEMS, NOW, World, release_parts, world
 
 
 @pytest.fixture(scope="package")
@@ -21,7 +19,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     made = world()
     folder = tmp_path_factory.mktemp("service")
     release, other = (
-        write_release(folder / "artifacts", encode(parts, index=IndexSettings()), as_of=NOW, items=ITEMS)
+        write_release(folder / "artifacts", release_parts(parts, folder / "index"), as_of=NOW, items=ITEMS)
         for parts in (made.parts, _other(made))
     )
     settings = Settings(

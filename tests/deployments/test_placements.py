@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 from ray import serve
 
-from recsys.index.shard import IndexSettings
 from recsys.models.blend import FittedBlend
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
 from recsys.pipeline.wiring import recommender
 from recsys.releases.manifest import write_release
-from recsys.releases.parts import encode, load_parts, local_shards
+from recsys.releases.parts import load_parts, local_shards
 from recsys.settings import model_of
 from recsys.training.snapshot import TableSettings, single_stage
 from tests.deployments.service import Service, replica_pids, until
-from tests.world import ITEMS, NOW
+from tests.world import ITEMS, NOW, release_parts
 
 USERS = [f"u{user:03d}" for user in range(50)]
 SLATE = "/v1/recommendations"
@@ -92,7 +91,7 @@ def test_a_single_stage_is_placed_and_asked_like_any_release(service: Service, t
         settings=TableSettings(),
         seed=0,
     )
-    written = encode(replace(made, snapshot=snapshot, rankers={}), index=IndexSettings())
+    written = release_parts(replace(made, snapshot=snapshot, rankers={}), tmp_path / "index")
     release = write_release(tmp_path, written, as_of=NOW, items=ITEMS)
     before = service.release
     service.deploy("cluster", release)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.errors import UnavailableError
-from recsys.index.shard import IndexSettings, build_local_shards
+from recsys.index.shard import exact_shard
 from recsys.interactions import Queries
 from recsys.pipeline.hydration import Hydration
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
@@ -41,7 +41,7 @@ def hydrated(scene: str) -> RequestBatch:
 
 def tower(shards: int, k: int = 20) -> TwoTowerSource:
     snapshot = world().parts.snapshot
-    made = build_local_shards(snapshot.vectors, settings=IndexSettings(shards=shards))
+    made = [exact_shard(snapshot.vectors, n, shards) for n in range(shards)]
     return TwoTowerSource(snapshot.models.encoder, snapshot.vectors, made, k)
 
 
