@@ -14,6 +14,9 @@ from pathlib import Path
 
 PEERS: dict[str, list[list[str]]] = {  # the arguments of `pip install`, call by call
     "implicit": [["implicit==0.7.3"]],
+    "scann": [["scann==1.4.2"]],
+    "hnswlib": [["hnswlib==0.8.0"]],
+    "usearch": [["usearch==2.26.6"]],
     "recbole": [
         ["--no-deps", "recbole==1.2.1", "colorlog==4.7.2", "colorama", "texttable", "thop", "tabulate"],
         ["--no-deps", "tensorboard==2.20.*", "absl-py", "markdown", "tensorboard-data-server"],

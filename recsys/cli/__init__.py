@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from recsys.cli import advise, data, demo, doctor, evaluate, events, look, releases, service
+from recsys.cli import advise, data, demo, doctor, evaluate, events, index, look, releases, service
 from recsys.errors import in_one_line
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command("doctor")(doctor.doctor)
 app.command("settings")(doctor.settings)
 app.add_typer(releases.app, name="releases")
 app.add_typer(events.app, name="events")
+app.add_typer(index.app, name="index")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import faiss
 import numpy as np
 
-from recsys.errors import DataError
 from recsys.hashing import shard_of_rows
 from recsys.index.build import build_shard
 from recsys.index.cells import sample_by_length
@@ -67,28 +66,28 @@ def build_index(
     """Writes the index of `stream` into `folder`. `queries` float32 [Q, D] are real ones that no model was
     trained on; without any, items stand in for them, as those who ask for similar ones do.
 
-    Raises RecallError if no setting finds enough, CapacityError, SettingsError, DataError.
+    Where no item has a vector the index is empty. Raises RecallError if no setting finds enough,
+    CapacityError, SettingsError, DataError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # until it is written again there is no index
     sizes = _sizes(stream, settings.shards)
-    if not sizes.sum():
-        raise DataError("no item has a vector, so there is nothing to index: train the model anew")
     queries = _questions(stream, queries, count=settings.queries, seed=seed)
     kind = shard_type(
         settings.factory, items=int(sizes.max()), dimensions=stream.dimensions, memory_mb=settings.memory_mb
     )
+    kinds = [kind if size >= FEW else ShardType() for size in sizes.tolist()]
     shards = [
         _Shard(
             number,
             OfShard(stream, number, settings.shards),
-            kind if size >= FEW else ShardType(),
+            own,
             folder,
             queries,
             settings,
             seed,
         )
-        for number, size in enumerate(sizes.tolist())
+        for number, own in enumerate(kinds)
     ]
     progress(0.05, f"{settings.shards} shards of {sizes.sum():,} items, {kind}")
     built = each(_build, shards)
@@ -101,7 +100,7 @@ def build_index(
     )
     point = choose(found, recall=settings.recall, what=f"an index of {sizes.sum():,} items, {kind},")
     manifest = IndexManifest(
-        factory=str(kind),
+        factory=str(kind if kind in kinds else ShardType()),
         dimensions=stream.dimensions,
         items=int(sizes.sum()),
         shards=tuple(ShardFile(int(size), written) for size, (_, written) in zip(sizes, built)),
@@ -119,7 +118,7 @@ def build_index(
 
 def _build(shard: _Shard) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """Writes the shard; its exact neighbors of the queries (rows, scores), and its bytes."""
-    length = float(np.linalg.norm(shard.queries, axis=1).mean())
+    length = float(np.linalg.norm(shard.queries, axis=1).mean()) if len(shard.queries) else 1.0
     made = build_shard(shard.stream, shard.kind, query_length=length, seed=shard.seed)
     index_file, rows_file = (shard.folder / name for name in shard_files(shard.number))
     faiss.write_index(made.index, str(index_file))
@@ -163,4 +162,5 @@ def _questions(stream: VectorStream, queries: np.ndarray | None, *, count: int, 
         if len(asking):
             order = np.random.default_rng(seed).permutation(len(asking))[:count]
             return np.ascontiguousarray(asking[order], np.float32)
-    return sample_by_length(stream.blocks(), count=count, seed=seed)
+    items = sample_by_length(stream.blocks(), count=count, seed=seed)
+    return items.reshape(-1, stream.dimensions)

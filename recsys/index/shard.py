@@ -60,10 +60,11 @@ class _Selected:
         inside = np.where(positions < 0, 0, positions)
         return (positions >= 0) & (self.bits[inside >> 3] >> (inside & 7) & 1).astype(bool)
 
-    def take_out(self, position: int) -> None:
-        bit = np.uint8(1 << (position & 7))
-        self.count -= int(self.bits[position >> 3] & bit != 0)
-        self.bits[position >> 3] &= ~bit
+    def put(self, position: int, inside: bool) -> None:
+        """Into the selection, or out of it."""
+        byte, bit = position >> 3, np.uint8(1 << (position & 7))
+        self.count += int(inside) - int(self.bits[byte] & bit != 0)
+        self.bits[byte] = self.bits[byte] | bit if inside else self.bits[byte] & ~bit
         self.first = None
 
 
@@ -90,7 +91,7 @@ class IndexShard:
 
     def __len__(self) -> int:
         """Items that are alive."""
-        return len(self._alive) - self._dead + len(self.fresh)
+        return len(self._alive) - self._dead + self.fresh.alive
 
     @property
     def tombstones(self) -> int:
@@ -98,24 +99,27 @@ class IndexShard:
         return self._dead
 
     def upsert(self, vectors: Mapping[int, np.ndarray]) -> None:
-        """From the next search on these item rows have these vectors, float32 [D]. One of zeros has none."""
+        """From the next search on these item rows have these vectors, float32 [D], and are alive."""
         for row, vector in vectors.items():
-            if np.shape(vector) != (self.index.d,) or not np.isfinite(vector).all():
-                raise ValueError(f"the vector of item row {row} is not {self.index.d} finite numbers")
+            if np.shape(vector) != (self.index.d,) or not np.isfinite(vector).all() or not np.any(vector):
+                raise ValueError(f"the vector of item row {row} is not {self.index.d} finite numbers, or 0")
         with self._lock:
             for row, vector in vectors.items():
-                self._bury(row)
-                if np.any(vector):
-                    self.fresh.put(row, vector)
-                else:
-                    self.fresh.drop(row)
+                self._set_alive(row, False)
+                self.fresh.put(row, vector)
 
     def delete(self, rows: np.ndarray) -> None:
         """From the next search on these item rows are gone; unknown ones are ignored."""
         with self._lock:
             for row in rows.tolist():
-                self._bury(row)
-                self.fresh.drop(row)
+                self._set_alive(row, False)
+
+    def restore(self, rows: np.ndarray) -> None:
+        """From the next search on these item rows are back with the vector that they had; unknown ones are
+        ignored."""
+        with self._lock:
+            for row in rows.tolist():
+                self._set_alive(row, True)
 
     def search(self, queries: np.ndarray, k: int, *, only: Filter | None = None) -> Answer:
         """The k nearest of float32 [B, D] queries that are alive and that `only` allows: item rows int32
@@ -127,7 +131,7 @@ class IndexShard:
         with self._lock:
             k = min(k, max(len(self), 1))
             built = self._search_built(queries, k, only)
-            if not len(self.fresh):
+            if not self.fresh.alive:
                 return built
             rows, scores = self.fresh.search(queries, allowed=None if only is None else only.allowed)
         rows = np.broadcast_to(rows, scores.shape)
@@ -187,15 +191,24 @@ class IndexShard:
         self._filters[only] = found  # the last one asked for is the last to go
         return found
 
-    def _bury(self, row: int) -> None:
-        """Makes the built part's item a tombstone, if it has it."""
+    def _set_alive(self, row: int, alive: bool) -> None:
+        """Of the vector that counts: the fresh segment's, if it has the item, else the built part's."""
+        if row in self.fresh:
+            self.fresh.set_alive(row, alive)
+            return
         rows = self._rows[:-1]
         place = np.searchsorted(rows, row, sorter=self._order)
-        if place < len(rows) and rows[position := self._order[place]] == row and self._alive[position]:
-            self._alive[position] = False
-            self._dead += 1
-            for selected in self._filters.values():
-                selected.take_out(int(position))
+        if place == len(rows) or rows[position := int(self._order[place])] != row:
+            return
+        if self._alive[position] != alive:
+            self._alive[position] = alive
+            self._dead += -1 if alive else 1
+            self._change_filters(row, position, alive)
+
+    def _change_filters(self, row: int, position: int, alive: bool) -> None:
+        for only, selected in self._filters.items():
+            if not alive or only is None or bool(is_allowed(only.allowed, np.array([row]))[0]):
+                selected.put(position, alive)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,17 +75,18 @@ def probe(
 
 def points(shards: Sequence[Sequence[Probe]], *, nearest: np.ndarray, at: int) -> list[Point]:
     """The shards' probes put together. Where a shard stopped looking, what it found last stands for more."""
-    wanted = np.maximum(np.minimum((nearest >= 0).sum(1), at), 1)
+    wanted = np.minimum((nearest >= 0).sum(1), at)
     half = len(nearest) // 2
     settings = {tuple(sorted(p.setting.items())): p.setting for shard in shards for p in shard}
     found_points = []
     for setting in settings.values():
         each = [_as_thorough(shard, setting) for shard in shards]
-        recall = np.minimum(sum(p.found for p in each), wanted) / wanted
+        got = np.minimum(sum(p.found for p in each), wanted)
+        recall = np.where(wanted, got / np.maximum(wanted, 1), 1.0)
         chosen_by, others = recall[: max(half, 1)], recall[half:]
-        error = float(chosen_by.std() / np.sqrt(len(chosen_by)))
+        error = float(chosen_by.std() / np.sqrt(len(chosen_by))) if len(chosen_by) else 0.0
         ms = float(np.mean([p.ms for p in each]))
-        found_points.append(Point(setting, float(chosen_by.mean()), error, float(others.mean()), ms))
+        found_points.append(Point(setting, _mean(chosen_by), error, _mean(others), ms))
     return found_points
 
 
@@ -104,6 +105,11 @@ def choose(found: Sequence[Point], *, recall: float, what: str) -> Point:
         f"{best.ms:.2f} ms a query), not {recall:g}: lower index.recall, or set index.factory to a type that "
         "keeps more of a vector (IVF,SQfp16 or Flat)"
     )
+
+
+def _mean(recall: np.ndarray) -> float:
+    """Of nothing asked, all was found."""
+    return float(recall.mean()) if len(recall) else 1.0
 
 
 def _ms(index: faiss.Index, queries: np.ndarray, at: int) -> float:

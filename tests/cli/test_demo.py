@@ -83,7 +83,7 @@ def demo(tmp_path_factory) -> tuple[Path, list[str], dict]:
 
 def test_the_report_tells_all(demo):
     workdir, _, report = demo
-    steps = ["data", "ingest", "features", "retrieval", "ranker", "evaluation", "release", "serve"]
+    steps = ["data", "ingest", "features", "retrieval", "ranker", "index", "evaluation", "release", "serve"]
     assert list(report["seconds"]) == steps
     assert report["peak_memory_mb"] > 100
     counts = report["ingest"]
@@ -115,7 +115,7 @@ def test_again_it_serves_what_was_evaluated_and_ends_what_it_started(demo):
             assert process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.5)
-        assert said.count("  done ") == 7
+        assert said.count("  done ") == 8
 
         items = [row["item_id"] for row in pq.read_table(workdir / "catalog.parquet").to_pylist()]
         evaluated = json.loads((workdir / "evaluation" / "slates.json").read_text())

@@ -157,13 +157,24 @@ class IndexContract:
             self.agrees(shard, vectors, alive)
         assert (shard.tombstones, len(shard.fresh)) == (2, 2)
 
-    def test_an_upsert_without_a_vector_takes_the_item_out(self):
+    def test_what_was_deleted_comes_back_with_the_vector_that_it_had(self):
         vectors, shard = vectors_of(), self.shard(vectors_of())
-        shard.upsert({5: np.zeros(D), 900: np.zeros(D)})
-        self.agrees(shard, vectors, np.arange(ITEMS) != 5)
+        only, alive = Filter(np.arange(ITEMS) % 5 == 0), np.ones(ITEMS, bool)
+        vectors[5:7] = vectors_of(2, seed=6)
+        shard.upsert({5: vectors[5], 6: vectors[6]})
+        self.agrees(shard, vectors, only.allowed, only=only)  # it is at hand from here on
+        shard.delete(np.arange(4, 12))
+        alive[4:12] = False
+        self.agrees(shard, vectors, alive)
+        self.agrees(shard, vectors, alive & only.allowed, only=only)
+        shard.restore(np.array([4, 5, 10, 11, 3, ITEMS + 1]))
+        alive[[4, 5, 10, 11]] = True
+        assert (len(shard), shard.tombstones) == (ITEMS - 4, 5)
+        self.agrees(shard, vectors, alive)
+        self.agrees(shard, vectors, alive & only.allowed, only=only)
 
     @pytest.mark.parametrize(
-        "wrong", [np.zeros(D - 1), np.full(D, np.nan), np.full(D, np.inf), np.ones((1, D))]
+        "wrong", [np.zeros(D - 1), np.full(D, np.nan), np.full(D, np.inf), np.ones((1, D)), np.zeros(D)]
     )
     def test_a_vector_that_is_none_is_refused_and_changes_nothing(self, wrong):
         vectors, shard = vectors_of(), self.shard(vectors_of())

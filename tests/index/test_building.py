@@ -137,9 +137,14 @@ def test_equal_vectors_at_the_last_place_count_as_found(tmp_path):
     assert manifest.recall == 1.0
 
 
-def test_nothing_to_index_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no item has a vector"):
-        build_index(VectorArray(np.zeros((9, D), np.float32)), tmp_path, settings=settings_of())
+def test_items_of_which_nothing_is_known_make_an_empty_index(tmp_path, queries):
+    """As of a shop that is served by popularity alone."""
+    nothing = VectorArray(np.zeros((9, D), np.float32))
+    for asked in (None, queries):
+        manifest = build_index(nothing, tmp_path, settings=settings_of(), queries=asked)
+        assert (manifest.items, manifest.recall, manifest.factory) == (0, 1.0, "Flat")
+        rows, _ = shards_in(tmp_path, of=nothing)[0].shard.search(queries[:2], 5)
+        assert rows.tolist() == [[-1], [-1]]
 
 
 def test_a_shard_that_does_not_fit_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import build_release, evaluate, train_ranker, train_retrieval
+from jobs import build_index, build_release, evaluate, train_ranker, train_retrieval
 from jobs.ingest import ingest, read
 from jobs.workspace import Workspace
 from recsys.models.blend import FittedBlend
@@ -51,6 +51,7 @@ def test_small_data_is_trained_judged_and_released(ray_cluster, tmp_path, users,
     assert set(figures["models"]) <= parts
     assert not stale.exists()
     assert train_ranker.run(settings) == {"rankers": "none: a single stage keeps the order of its model"}
+    assert build_index.run(settings)["shards"] == 2
     found = evaluate.run(settings)
     report = json.loads((settings.folder / "evaluation" / "report.json").read_bytes())
     assert (report["all"]["users"] > 0) is judged
