@@ -19,7 +19,6 @@ import numpy as np
 from recsys.errors import ReleaseError
 from recsys.index.build import build_shard
 from recsys.index.dials import Dials, Search, Setting
-from recsys.index.exact import best_of
 from recsys.index.factory import ShardType
 from recsys.index.fresh import FreshSegment, is_allowed
 from recsys.index.manifest import IndexManifest, read_manifest, shard_files
@@ -134,13 +133,17 @@ class IndexShard:
             if not self.fresh.alive:
                 return built
             rows, scores = self.fresh.search(queries, allowed=None if only is None else only.allowed)
-        rows = np.broadcast_to(rows, scores.shape)
-        return best_of(*(np.concatenate(pair, axis=1) for pair in zip(built, (rows, scores))), k=k)
+        near = (scores >= built[1][:, -1:]).any(axis=0)  # others can't be among the k best
+        rows, scores = np.broadcast_to(rows[near], (len(queries), near.sum())), scores[:, near]
+        rows, scores = (np.concatenate(pair, axis=1) for pair in zip(built, (rows, scores)))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # ties are put in order where shards meet
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
     def _search_built(self, queries: np.ndarray, k: int, only: Filter | None) -> Answer:
         if not self._dead and only is None:
             scores, positions = self.index.search(queries, k)
-            if not positions.size or positions[:, -1].min() >= 0:
+            # A ufunc: `min` would take as long as naming the rows.
+            if not positions.size or np.minimum.reduce(positions[:, -1]) >= 0:
                 return self._rows[positions], scores
         selected = self._selected(only)
         search = self._select if self.selects else self._over_fetch
