@@ -3,8 +3,8 @@
     python -m benchmarks.index_growth [--data FOLDER] [--plot FILE] [--quick] [--json FILE]
 
 Vectors are drawn like gowalla's factors, written to Parquet and streamed from there; one shard, by default
-settings, except that the largest keeps a byte a number. It is then mapped from its file and asked one query at
-a time on one thread. The peak is that of the building process, which holds one block of vectors and its shard.
+settings, except that the largest keeps a byte a number. It is then mapped from its file and asked one query
+at a time on one thread. The peak is that of the building process, which holds one block and the shard.
 """
 
 import json

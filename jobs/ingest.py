@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from jobs.session import bus_session, run_job
 from jobs.workspace import Progress, Workspace, open_store, silent, store_arguments
-from recsys.catalog import Catalog
+from recsys.catalog.items import Catalog
 from recsys.datasets.mapped import read_items, read_mapped
 from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError, UnavailableError

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xgboost
 
-from recsys.catalog import Catalog
+from recsys.catalog.items import Catalog
 from recsys.datasets.event_log import catalog_tokens
 from recsys.errors import DataError
 from recsys.evaluation.windows import Windows, choose_windows, held_out_window

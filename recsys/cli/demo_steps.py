@@ -32,7 +32,7 @@ def steps_of_data(settings: Any, *, dataset: str, path: str | None) -> list[Step
         Step(
             "ingest",
             lambda progress: ingest.ingest(settings, progress=progress),
-            ["recsys/events", "recsys/catalog.py", "recsys/types.py", "recsys/hashing.py", "jobs/ingest.py"],
+            ["recsys/events", "recsys/catalog", "recsys/types.py", "recsys/hashing.py", "jobs/ingest.py"],
             as_json(settings)["events"],
         ),
     ]

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.catalog import Catalog
+from recsys.catalog.items import Catalog
 from recsys.datasets.content import Part, list_part, number_part, title_part, tokens_of
 from recsys.datasets.lines import read_text
 from recsys.datasets.tables import FORMATS, read_table

@@ -22,7 +22,7 @@ class BusSettings:
     topic: str = "events"
     partitions: int = 4  # of a topic that is made; a topic that is there must have as many
     replication: int = 1  # Kafka: copies of a topic that is made; all but one must have an event
-    retention_hours: float = 168.0  # of a topic that is made
+    retention_hours: float = 168.0  # of a topic that is made; .inf = for ever
     schemas: str | None = None  # further writers' schemas: a folder of *.avsc, or a schema registry's url
     # kafka-python's own: security_protocol, ...; not shown, since passwords are among them
     kafka: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -68,6 +68,10 @@ class Bus(Protocol):
         Raises DataError for an event without event or user id. After an UnavailableError some may have
         been taken: publish again, duplicates are dropped by event id.
         """
+
+    def append(self, bodies: Sequence[bytes], *, partition: int) -> np.ndarray:
+        """Appends bodies that are no events to a partition, in their order; their offsets int64 [N], when the
+        bus has acknowledged them. Raises as `publish`."""
 
     def read(self, partition: int, *, start: int, limit: int) -> Records:
         """At most `limit` records from offset `start` on, without waiting for more; none at the end.

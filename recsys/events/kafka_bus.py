@@ -7,6 +7,7 @@ where records are missing they say so and never jump. A server may be silent for
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -61,23 +62,34 @@ class KafkaBus:
         keys = [user.encode() for user in users.dictionary.to_pylist()]
         of_key = [(murmur2(key) & 0x7FFFFFFF) % self.partitions for key in keys]
         rows = users.indices.to_pylist()
+        partition = [of_key[row] for row in rows]
+        offsets = self._put(encode(events), [keys[row] for row in rows], partition)
+        return Published(np.array(partition, np.int32), offsets)
+
+    def append(self, bodies: Sequence[bytes], *, partition: int) -> np.ndarray:
+        return self._put(bodies, [None] * len(bodies), [partition] * len(bodies))
+
+    def _put(
+        self, bodies: Sequence[bytes], keys: Sequence[bytes | None], partition: Sequence[int]
+    ) -> np.ndarray:
+        """The offsets of `bodies` in the partitions that they go to, int64 [N]."""
         with self._errors():
             producer = self._client(KafkaProducer)
             try:
                 sent = [
-                    producer.send(self.topic, body, keys[row], partition=of_key[row])
-                    for row, body in zip(rows, encode(events))
+                    producer.send(self.topic, body, key, partition=number)
+                    for body, key, number in zip(bodies, keys, partition)
                 ]
             except kafka_errors.MessageSizeTooLargeError as error:
-                raise DataError(f"an event is too large for the bus: {_line(error)}") from error
+                raise DataError(f"a record is too large for the bus: {_line(error)}") from error
             producer.flush(producer.config["delivery_timeout_ms"] / 1000 + 1)
             try:
                 offsets = [future.get(0).offset for future in sent]
             except kafka_errors.MessageSizeTooLargeError as error:
                 with self._lock:  # a producer that the server has refused a record refuses all that follow
                     self._clients.pop(KafkaProducer, producer).close(timeout=0)
-                raise DataError(f"an event is too large for the bus's server: {_line(error)}") from error
-        return Published(np.array([of_key[row] for row in rows], np.int32), np.array(offsets, np.int64))
+                raise DataError(f"a record is too large for the bus's server: {_line(error)}") from error
+        return np.array(offsets, np.int64)
 
     def read(self, partition: int, *, start: int, limit: int) -> Records:
         with self._errors():
@@ -149,7 +161,9 @@ class KafkaBus:
             "replication_factor": settings.replication,
             "configs": {
                 "min.insync.replicas": str(max(1, settings.replication - 1)),
-                "retention.ms": str(int(settings.retention_hours * 3_600_000)),
+                "retention.ms": str(
+                    -1 if math.isinf(settings.retention_hours) else int(settings.retention_hours * 3_600_000)
+                ),
                 "message.timestamp.type": "LogAppendTime",
             },
         }

@@ -49,7 +49,7 @@ class RedisStreamsBus:
         self.partitions = settings.partitions
         self._redis: Any = connect(settings.url or "")  # its annotations admit answers that never come
         self._append = self._redis.register_script(_APPEND)
-        self._retention_ms = int(settings.retention_hours * 3_600_000)
+        self._retention_ms = settings.retention_hours * 3_600_000
         self._trimmed = -math.inf
         with redis_errors(self._where):
             self._redis.hsetnx(self._topic, "partitions", str(self.partitions))
@@ -65,8 +65,14 @@ class RedisStreamsBus:
         if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
             self.trim()
         partition = partition_of(events["user_id"].to_pylist(), partitions=self.partitions)
-        bodies = encode(events)
-        offset = np.zeros(len(events), np.int64)
+        return Published(partition, self._put(encode(events), partition))
+
+    def append(self, bodies: Sequence[bytes], *, partition: int) -> np.ndarray:
+        return self._put(bodies, np.full(len(bodies), partition, np.int32))
+
+    def _put(self, bodies: Sequence[bytes], partition: np.ndarray) -> np.ndarray:
+        """The offsets of `bodies` in the partitions [N] that they go to."""
+        offset = np.zeros(len(bodies), np.int64)
         chunks = []
         for number in np.unique(partition):
             rows = np.flatnonzero(partition == number)
@@ -76,12 +82,12 @@ class RedisStreamsBus:
             for number, rows in chunks:
                 self._append(
                     keys=[self._stream(number), self._next(number)],
-                    args=[bodies[row] for row in rows],
+                    args=[bodies[row] for row in rows.tolist()],
                     client=pipeline,
                 )
             for (_, rows), first in zip(chunks, pipeline.execute(), strict=True):
                 offset[rows] = int(first) + np.arange(len(rows))
-        return Published(partition, offset)
+        return offset
 
     def read(self, partition: int, *, start: int, limit: int) -> Records:
         with redis_errors(self._where):
@@ -141,7 +147,8 @@ class RedisStreamsBus:
         with redis_errors(self._where):
             seconds, micros = self._redis.time()
             noted = self._redis.hgetall(f"{self._topic}:positions")
-            keep = self.offsets_at(seconds * 1000 + micros // 1000 - self._retention_ms)
+            kept_from = seconds * 1000 + micros // 1000 - self._retention_ms
+            keep = self.begin_offsets() if math.isinf(kept_from) else self.offsets_at(int(kept_from))
             for name, offset in noted.items():
                 partition = int(name.decode().rpartition("/")[2])
                 keep[partition] = min(keep[partition], int(offset))

@@ -82,6 +82,16 @@ class BusContract:
         at_end = bus.read(partition, start=20, limit=5)
         assert (len(at_end), at_end.end) == (0, 20)
 
+    def test_bodies_that_are_no_events_stand_in_the_partition_that_is_named(self, bus):
+        last = bus.partitions - 1
+        for first in (0, 2000):
+            bodies = [b"%d" % n for n in range(first, first + 2000)]
+            assert bus.append(bodies, partition=last).tolist() == list(range(first, first + 2000))
+        offsets, bodies = read_all(bus, last)
+        assert offsets == list(range(4000))
+        assert bodies == [b"%d" % n for n in range(4000)]
+        assert bus.append([], partition=last).tolist() == []
+
     def test_concurrent_publishers_lose_nothing(self, bus, settings):
         def publish(number: int, own: Bus) -> None:
             for n in range(20):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.catalog import Catalog
+from recsys.catalog.items import Catalog
 from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError
 from recsys.events.validation import validate

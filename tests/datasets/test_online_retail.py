@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from recsys.catalog import Catalog
+from recsys.catalog.items import Catalog
 from recsys.datasets.online_retail import read_online_retail
 from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError

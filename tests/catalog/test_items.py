@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.catalog import ITEM_SCHEMA, Catalog
+from recsys.catalog.items import ITEM_SCHEMA, Catalog
 from recsys.errors import DataError
 
 

@@ -1,0 +1,198 @@
+"""Rows agree between all readers, however many write at once; what can't hold is void for all alike."""
+
+import math
+import threading
+import uuid
+
+import numpy as np
+import pytest
+
+from recsys.catalog.changelog import Change, decode_change, encode_change
+from recsys.catalog.following import Follower
+from recsys.catalog.writing import CatalogWriter
+from recsys.errors import DataError, UnavailableError
+from recsys.events.bus import BusSettings, open_bus
+
+BASE = {f"old{n}": n for n in range(10)}  # items of the release
+VECTOR = np.array([0.25, -1.5, 3.0], np.float32)
+
+
+@pytest.fixture
+def settings(redis_url):
+    return BusSettings(
+        url=redis_url, topic=f"catalog-{uuid.uuid4().hex}", partitions=1, retention_hours=math.inf
+    )
+
+
+class Replica:
+    """A reader that keeps what every reader must know: whose each row is, and what it has."""
+
+    def __init__(self, settings: BusSettings, *, follows: bool = True) -> None:
+        self.rows, self.items, self.log = dict(BASE), {}, []
+        self.bus = open_bus(settings)
+        self.follower = Follower(self.bus, start=0, rows=len(BASE), apply=self.apply)
+        self.writer = CatalogWriter(open_bus(settings), follower=self.follower, row_of=self.rows.get)
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        if follows:
+            self.thread.start()
+
+    def apply(self, changes) -> None:
+        for offset, change in changes:
+            assert self.rows.setdefault(change.item_id, change.row) == change.row
+            self.items[change.row] = None if change.kind == "delete" else change.item
+            self.log.append((offset, change.item_id, change.row, change.kind))
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            self.follower.follow(block_ms=50)
+
+    def close(self) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+@pytest.fixture
+def replica(settings):
+    made = []
+
+    def make(**how) -> Replica:
+        made.append(Replica(settings, **how))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.thread.is_alive():
+            one.close()
+
+
+def item(name: str, **columns) -> dict:
+    return {"item_id": name, "title": name.upper()} | columns
+
+
+def test_a_change_comes_back_as_it_was_written():
+    for change in (
+        Change("ä/1", 7, True, "upsert", item("ä/1", tags=["x"], price=1.5), {"space": VECTOR}),
+        Change("b", 0, False, "delete"),
+    ):
+        read = decode_change(encode_change(change))
+        assert (read.item_id, read.row, read.new, read.kind, read.item) == (
+            change.item_id,
+            change.row,
+            change.new,
+            change.kind,
+            change.item,
+        )
+        assert read.vectors.keys() == change.vectors.keys()
+        for space, vector in read.vectors.items():
+            assert vector.dtype == np.float32
+            np.testing.assert_array_equal(vector, change.vectors[space])
+
+
+GOOD = encode_change(Change("a", 1, False, "upsert", {"item_id": "a"}, {"s": VECTOR}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"nothing",
+        b"[]",
+        b"{}",
+        b"null",
+        GOOD[:-1],
+        GOOD.replace(b'"version":1', b'"version":2'),
+        GOOD.replace(b'"row":1', b'"row":-1'),
+        GOOD.replace(b'"row":1', b'"row":true'),
+        GOOD.replace(b'"row":1', b'"row":1.0'),
+        GOOD.replace(b'"new":false', b'"new":0'),
+        GOOD.replace(b'"upsert"', b'"rename"'),
+        GOOD.replace(b'"upsert"', b'"delete"'),
+        GOOD.replace(b'"item_id":"a","row"', b'"item_id":"","row"'),
+        GOOD.replace(b'{"s":"', b'{"s":"x'),
+        encode_change(Change("a", 1, False, "upsert", {}, {"s": np.array([np.nan], np.float32)})),
+        encode_change(Change("a", 1, False, "upsert", {}, {"s": np.zeros(0, np.float32)})),
+    ],
+)
+def test_a_record_that_is_none_is_refused(body):
+    with pytest.raises(DataError, match="can't be read"):
+        decode_change(body)
+
+
+def test_new_items_get_the_next_rows_and_known_ones_keep_theirs(replica):
+    one, other = replica(), replica()
+    assert one.writer.upsert([item("a"), item("old3"), item("b")]) == [10, 3, 11]
+    assert one.rows["b"] == 11  # whoever wrote has read it
+    assert other.follower.wait_for(2, timeout_s=5)
+    assert other.writer.upsert([item("c"), item("a", price=2.0)]) == [12, 10]
+    assert other.items[10] == item("a", price=2.0)
+    assert one.writer.delete(["a", "nobody", "a"]) == {"a": 10}
+    assert one.items[10] is None
+    assert one.writer.upsert([item("a")]) == [10]  # deleted and added again: the same row
+    assert one.items[10] == item("a")
+
+
+def test_rows_agree_however_many_write_at_once(replica):
+    """Four writers, each adding its own items and all of them the same twenty."""
+    writers, found = [replica() for _ in range(4)], {}
+
+    def write(number: int) -> None:
+        for n in range(20):
+            names = [f"own{number}-{n}", f"shared{n}"]
+            found[number, n] = writers[number].writer.upsert([item(name, by=number) for name in names])
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    late = replica(follows=False)
+    late.follower.catch_up(timeout_s=10)
+    for one in writers:
+        assert one.follower.wait_for(late.follower.offset - 1, timeout_s=5)
+        assert (one.rows, one.items, one.log) == (late.rows, late.items, late.log)
+    assert sorted(late.rows.values()) == list(range(10 + 4 * 20 + 20))
+    for (number, n), (own, shared) in found.items():
+        assert (late.rows[f"own{number}-{n}"], late.rows[f"shared{n}"]) == (own, shared)
+    # Each upsert of a shared item holds, also of one who claimed it in vain and found it given.
+    assert sum(name == "shared7" for _, name, _, _ in late.log) == 4
+
+
+def test_what_can_not_hold_is_void_for_every_reader(settings, replica):
+    bus, one = open_bus(settings), replica(follows=False)
+    bodies = [
+        Change("a", 10, True, "upsert", item("a")),
+        Change("b", 10, True, "upsert", item("b")),  # taken
+        Change("c", 12, True, "upsert", item("c")),  # not the next one
+        Change("d", 11, False, "delete"),  # of a row that nobody has
+        Change("e", 11, True, "upsert", item("e")),
+    ]
+    bus.append([encode_change(change) for change in bodies] + [b"noise"], partition=0)
+    one.follower.catch_up(timeout_s=5)
+    assert [entry[:3] for entry in one.log] == [(0, "a", 10), (4, "e", 11)]
+    assert list(one.follower.voided) == [1, 2, 3]
+    assert (one.follower.void, one.follower.unreadable, one.follower.offset) == (3, 1, 6)
+
+
+def test_a_reader_that_starts_late_catches_up_or_says_so(settings, replica):
+    early = replica()
+    for start in range(0, 3000, 500):
+        early.writer.upsert([item(f"i{n}") for n in range(start, start + 500)])
+    late = replica(follows=False)
+    assert late.follower.behind() == 3000
+    with pytest.raises(UnavailableError, match=r"was read to 0 of 3000 within -1 s"):
+        late.follower.catch_up(timeout_s=-1)
+    late.follower.catch_up(timeout_s=10)
+    assert late.follower.behind() == 0
+    assert (late.rows, late.follower.rows) == (early.rows, 3010)
+    assert 0 <= late.follower.lag_s < 60
+
+
+def test_a_writer_whose_reader_stands_still_says_so(settings, replica):
+    still = replica(follows=False)
+    writer = CatalogWriter(still.bus, follower=still.follower, row_of=still.rows.get, timeout_s=0.05)
+    with pytest.raises(UnavailableError, match=r"was not read back within 0\.05 s"):
+        writer.upsert([item("a")])
+    still.follower.catch_up(timeout_s=5)
+    assert still.rows["a"] == 10  # it was taken all the same
+    assert writer.delete(["nobody"]) == {}
