@@ -106,7 +106,7 @@ def ours(data: Vectors, nearest: np.ndarray) -> list[Contender]:
     shard = IndexShard(built.index, built.rows)
     faiss.omp_set_num_threads(THREADS)
     searches = [lambda queries: shard.search(queries, AT)[0], searching(built.index)]
-    points = climb(shard.dials, data.queries, nearest, searches)
+    points = climb(shard, data.queries, nearest, searches)
     raw = Contender("raw FAISS, the same index", points[1], seconds, _bytes(built.index))
     alike = next((p.setting for p in points[0] if raw.chosen and p.setting == raw.chosen.setting), None)
     return [Contender(f"ours, {kind}", points[0], seconds, _bytes(built.index), alike), raw]
@@ -124,13 +124,14 @@ def faiss_alone(data: Vectors, nearest: np.ndarray) -> Contender:
 
 
 def climb(
-    dials: Dials, queries: np.ndarray, nearest: np.ndarray, searches: Sequence[Search]
+    turned: IndexShard | Dials, queries: np.ndarray, nearest: np.ndarray, searches: Sequence[Search]
 ) -> list[list[Point]]:
     """The points of each search, of the same index at the same settings."""
     points: list[list[Point]] = [[] for _ in searches]
+    dials = turned.dials if isinstance(turned, IndexShard) else turned
     for ladder in dials.ladders(AT):
         for setting in ladder:
-            dials.turn(setting)
+            turned.turn(setting)
             told = ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "exact"
             times = zip(clocked(searches, queries, 1), clocked(searches, queries, BATCH))
             for own, search, (ms, batch_ms) in zip(points, searches, times):

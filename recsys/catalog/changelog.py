@@ -1,10 +1,11 @@
 """The catalog changelog: one record for each item that was upserted or deleted, in one order for all.
 
-A record carries the item's row, so that every reader agrees on it. Rows are claimed: a writer takes the
-row after the last one that it knows of, and where two did so, the first in the log has it and the other's
-record is void, for every reader alike; its writer sees that and claims again. So there is no writer that
-could be lost, and none to be fenced. A record can carry vectors, each in the space of the model that made
-it. It knows no bus: any log with one partition will do.
+A record carries the item's row, so that every reader agrees on it. Rows are claimed: a batch of records takes
+the rows after those that its writer knows to be given. Where somebody else was given one meanwhile, its
+claims are void, for every reader alike; its writer sees that and claims again. So there is no writer that
+could be lost, and none to be fenced; and a reader needs to know how many rows are given, not to whom. A
+record can carry vectors, each in the space of the model that made it. It knows no bus: any log with one
+partition will do.
 """
 
 import base64
@@ -51,12 +52,20 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """That the row is to be given: by a batch of records, whose writer knew of `base` rows."""
+
+    batch: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What happened to one item."""
 
     item_id: str
     row: int
-    new: bool  # the row is claimed, not known
+    claim: Claim | None  # None = the item has the row
     kind: Kind
     item: Mapping[str, Any] | None = None  # the columns of ITEM_SCHEMA, of an upsert
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)  # space -> float32 [D]
@@ -72,7 +81,7 @@ def encode_change(change: Change) -> bytes:
             "version": VERSION,
             "item_id": change.item_id,
             "row": change.row,
-            "new": change.new,
+            "claim": change.claim,
             "kind": change.kind,
             "item": change.item,
             "vectors": vectors,
@@ -91,9 +100,12 @@ def decode_change(body: bytes) -> Change:
             space: np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
             for space, text in tree["vectors"].items()
         }
-        kind, row, new, item_id = tree["kind"], tree["row"], tree["new"], tree["item_id"]
-        if kind not in ("upsert", "delete") or type(row) is not int or row < 0 or type(new) is not bool:
+        claim = None if tree["claim"] is None else Claim(**tree["claim"])
+        kind, row, item_id = tree["kind"], tree["row"], tree["item_id"]
+        if kind not in ("upsert", "delete") or type(row) is not int or row < 0:
             raise ValueError("fields of another kind")
+        if claim and (not isinstance(claim.batch, str) or type(claim.base) is not int):
+            raise ValueError("a claim that is none")
         if (
             not isinstance(item_id, str)
             or not item_id
@@ -102,6 +114,6 @@ def decode_change(body: bytes) -> Change:
             raise ValueError("no item")
         if not all(len(vector) and math.isfinite(float(vector.sum())) for vector in vectors.values()):
             raise ValueError("a vector that is none")
-        return Change(item_id, row, new, kind, tree["item"], vectors)
+        return Change(item_id, row, claim, kind, tree["item"], vectors)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"a record of the catalog changelog can't be read ({error!r})") from error

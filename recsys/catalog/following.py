@@ -1,7 +1,7 @@
 """Following the changelog: every reader takes the same records, in the same order, and voids the same ones.
 
-Decides what is void: a claim of a row that is taken or not the next one, a change of a row that nobody has,
-and what can't be read. What a change means to a reader is the reader's.
+Decides what is void: a claim of a batch whose writer did not know all rows that were given before it, a
+change of a row that nobody has, and what can't be read. What a change means to a reader is the reader's.
 """
 
 import logging
@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from recsys.catalog.changelog import PARTITION, Change, Log, decode_change
 from recsys.errors import DataError, UnavailableError
@@ -19,12 +20,20 @@ LIMIT = 1000  # records that are taken together
 Apply = Callable[[Sequence[tuple[int, Change]]], None]
 
 
-class Follower:
-    """Reads from `start` on, where `rows` rows were given. One thread follows; others may wait for it."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the log, and what a reader has to know there. It travels with a release."""
 
-    def __init__(self, log: Log, *, start: int, rows: int, apply: Apply) -> None:
-        self.offset = start  # of the next record
-        self.rows = rows  # that were given so far
+    offset: int  # of the next record
+    rows: int  # that were given before
+    batch: str = ""  # to whose claims the last ones were
+
+
+class Follower:
+    """Reads from `start` on. One thread follows; others may wait for it."""
+
+    def __init__(self, log: Log, *, start: Position, apply: Apply) -> None:
+        self.position = start  # all before it is applied
         self.void = self.unreadable = 0  # records
         self.voided: deque[int] = deque(maxlen=10_000)  # offsets of the last void ones
         self.lag_s = 0.0  # between the bus taking the last record and its being applied
@@ -35,52 +44,60 @@ class Follower:
         """Waits up to `block_ms` for records and applies what came; how many. Raises UnavailableError."""
         taken = 0
         for records in self._log.tail(
-            [PARTITION], offsets={PARTITION: self.offset}, block_ms=block_ms, limit=LIMIT
+            [PARTITION], offsets={PARTITION: self.position.offset}, block_ms=block_ms, limit=LIMIT
         ):
-            holding = [
-                (int(offset), change)
-                for offset, body in zip(records.offsets, records.bodies)
-                if (change := self._read(int(offset), body)) is not None
-            ]
+            position, holding = self.position, []
+            for offset, body in zip(records.offsets.tolist(), records.bodies):
+                position, change = self._read(position, offset, body)
+                if change is not None:
+                    holding.append((offset, change))
             self._apply(holding)
             taken += len(records.bodies)
             if len(records.bodies):
                 self.lag_s = max(0.0, time.time() - int(records.append_time_ms[-1]) / 1000)
-            with self._moved:
-                self.offset = records.end
+            with self._moved:  # last: a writer that knows of a row must find whose it is
+                self.position = replace(position, offset=records.end)
                 self._moved.notify_all()
         return taken
 
     def catch_up(self, *, timeout_s: float) -> None:
         """Returns when everything that the log holds by now is applied. Raises UnavailableError."""
         deadline, end = time.monotonic() + timeout_s, self._log.end_offsets()[PARTITION]
-        while self.offset < end:
+        while self.position.offset < end:
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"the catalog changelog was read to {self.offset} of {end} within {timeout_s:g} s: build "
-                    "a newer release, from whose watermark there is less to read"
+                    f"the catalog changelog was read to {self.position.offset} of {end} within "
+                    f"{timeout_s:g} s: build a newer release, from whose watermark there is less to read"
                 )
             self.follow(block_ms=100)
 
     def behind(self) -> int:
         """Records that are not applied yet. Raises UnavailableError."""
-        return max(0, self._log.end_offsets()[PARTITION] - self.offset)
+        return max(0, self._log.end_offsets()[PARTITION] - self.position.offset)
 
     def wait_for(self, offset: int, *, timeout_s: float) -> bool:
         """Whether the record at `offset` was applied, by whoever follows, within that time."""
         with self._moved:
-            return self._moved.wait_for(lambda: self.offset > offset, timeout_s)
+            return self._moved.wait_for(lambda: self.position.offset > offset, timeout_s)
 
-    def _read(self, offset: int, body: bytes) -> Change | None:
+    def _read(self, position: Position, offset: int, body: bytes) -> tuple[Position, Change | None]:
+        """Where one is after a record, and its change if that holds."""
         try:
             change = decode_change(body)
         except DataError as error:
             self.unreadable += 1
             logging.getLogger(__name__).warning("offset %d: %s; it is passed over", offset, error)
-            return None
-        holds = change.row == self.rows if change.new else change.row < self.rows
-        self.rows += int(holds and change.new)
+            return position, None
+        claim = change.claim
+        if claim is None:
+            holds = change.row < position.rows
+        else:  # nobody else was given a row since its writer looked
+            alone = claim.batch == position.batch or claim.base == position.rows
+            holds = alone and change.row == position.rows
         if not holds:
             self.void += 1
             self.voided.append(offset)
-        return change if holds else None
+            return position, None
+        if claim is not None:
+            position = replace(position, rows=position.rows + 1, batch=claim.batch)
+        return position, change

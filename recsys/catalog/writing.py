@@ -4,12 +4,13 @@ A writer returns when its own follower has applied what it wrote, so that whoeve
 """
 
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from recsys.catalog.changelog import PARTITION, Change, Kind, Log, encode_change
+from recsys.catalog.changelog import PARTITION, Change, Claim, Kind, Log, encode_change
 from recsys.catalog.following import Follower
 from recsys.errors import UnavailableError
 
@@ -57,14 +58,14 @@ class CatalogWriter:
                 wanted = [item_id for item_id in ids if item_id not in rows]
                 if not wanted:
                     return rows
-                next_row, changes = self._follower.rows, []
+                batch, base = uuid.uuid4().hex, self._follower.position.rows
+                next_row, changes = base, []
                 for item_id in wanted:
                     row, (item, vectors) = self._row_of(item_id), content(item_id)
-                    new = row is None
-                    changes.append(
-                        Change(item_id, next_row if row is None else row, new, kind, item, vectors)
-                    )
-                    next_row += new
+                    claim = Claim(batch, base) if row is None else None
+                    row = next_row if row is None else row
+                    changes.append(Change(item_id, row, claim, kind, item, vectors))
+                    next_row += claim is not None
                 offsets = self._log.append([encode_change(c) for c in changes], partition=PARTITION)
                 if not self._follower.wait_for(int(offsets[-1]), timeout_s=self._timeout_s):
                     raise UnavailableError(

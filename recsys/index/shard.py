@@ -79,7 +79,6 @@ class IndexShard:
             raise ReleaseError(f"an index of {index.ntotal} items has rows of {len(rows)}: build it anew")
         faiss.omp_set_num_threads(1)
         self.index, self.dials, self.selects = index, Dials.of(index), selects
-        self.dials.turn(setting or {})
         self.fresh = FreshSegment(index.d)
         self._rows = np.append(rows, -1).astype(np.int32)  # position -1 is FAISS's "none"
         self._order = np.argsort(rows, kind="stable")
@@ -87,6 +86,14 @@ class IndexShard:
         self._dead = 0
         self._filters: dict[Filter | None, _Selected] = {}
         self._lock = threading.Lock()
+        self.turn(setting or {})
+
+    def turn(self, setting: Setting) -> None:
+        """From the next search on it is as fast and as thorough as `setting` says."""
+        with self._lock:
+            self.dials.turn(setting)
+            for selected in self._filters.values():
+                selected.first = None
 
     def __len__(self) -> int:
         """Items that are alive."""

@@ -7,13 +7,14 @@ import uuid
 import numpy as np
 import pytest
 
-from recsys.catalog.changelog import Change, decode_change, encode_change
-from recsys.catalog.following import Follower
+from recsys.catalog.changelog import Change, Claim, decode_change, encode_change
+from recsys.catalog.following import Follower, Position
 from recsys.catalog.writing import CatalogWriter
 from recsys.errors import DataError, UnavailableError
 from recsys.events.bus import BusSettings, open_bus
 
 BASE = {f"old{n}": n for n in range(10)}  # items of the release
+START = Position(0, len(BASE))
 VECTOR = np.array([0.25, -1.5, 3.0], np.float32)
 
 
@@ -27,10 +28,10 @@ def settings(redis_url):
 class Replica:
     """A reader that keeps what every reader must know: whose each row is, and what it has."""
 
-    def __init__(self, settings: BusSettings, *, follows: bool = True) -> None:
+    def __init__(self, settings: BusSettings, *, follows: bool = True, start: Position = START) -> None:
         self.rows, self.items, self.log = dict(BASE), {}, []
         self.bus = open_bus(settings)
-        self.follower = Follower(self.bus, start=0, rows=len(BASE), apply=self.apply)
+        self.follower = Follower(self.bus, start=start, apply=self.apply)
         self.writer = CatalogWriter(open_bus(settings), follower=self.follower, row_of=self.rows.get)
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -72,14 +73,14 @@ def item(name: str, **columns) -> dict:
 
 def test_a_change_comes_back_as_it_was_written():
     for change in (
-        Change("ä/1", 7, True, "upsert", item("ä/1", tags=["x"], price=1.5), {"space": VECTOR}),
-        Change("b", 0, False, "delete"),
+        Change("ä/1", 7, Claim("b", 7), "upsert", item("ä/1", tags=["x"], price=1.5), {"space": VECTOR}),
+        Change("b", 0, None, "delete"),
     ):
         read = decode_change(encode_change(change))
-        assert (read.item_id, read.row, read.new, read.kind, read.item) == (
+        assert (read.item_id, read.row, read.claim, read.kind, read.item) == (
             change.item_id,
             change.row,
-            change.new,
+            change.claim,
             change.kind,
             change.item,
         )
@@ -89,7 +90,7 @@ def test_a_change_comes_back_as_it_was_written():
             np.testing.assert_array_equal(vector, change.vectors[space])
 
 
-GOOD = encode_change(Change("a", 1, False, "upsert", {"item_id": "a"}, {"s": VECTOR}))
+GOOD = encode_change(Change("a", 1, None, "upsert", {"item_id": "a"}, {"s": VECTOR}))
 
 
 @pytest.mark.parametrize(
@@ -105,13 +106,16 @@ GOOD = encode_change(Change("a", 1, False, "upsert", {"item_id": "a"}, {"s": VEC
         GOOD.replace(b'"row":1', b'"row":-1'),
         GOOD.replace(b'"row":1', b'"row":true'),
         GOOD.replace(b'"row":1', b'"row":1.0'),
-        GOOD.replace(b'"new":false', b'"new":0'),
+        GOOD.replace(b'"claim":null', b'"claim":true'),
+        GOOD.replace(b'"claim":null', b'"claim":{"batch":"b"}'),
+        GOOD.replace(b'"claim":null', b'"claim":{"batch":"b","base":"1"}'),
+        GOOD.replace(b'"claim":null', b'"claim":{"batch":1,"base":1}'),
         GOOD.replace(b'"upsert"', b'"rename"'),
         GOOD.replace(b'"upsert"', b'"delete"'),
         GOOD.replace(b'"item_id":"a","row"', b'"item_id":"","row"'),
         GOOD.replace(b'{"s":"', b'{"s":"x'),
-        encode_change(Change("a", 1, False, "upsert", {}, {"s": np.array([np.nan], np.float32)})),
-        encode_change(Change("a", 1, False, "upsert", {}, {"s": np.zeros(0, np.float32)})),
+        encode_change(Change("a", 1, None, "upsert", {}, {"s": np.array([np.nan], np.float32)})),
+        encode_change(Change("a", 1, None, "upsert", {}, {"s": np.zeros(0, np.float32)})),
     ],
 )
 def test_a_record_that_is_none_is_refused(body):
@@ -149,7 +153,7 @@ def test_rows_agree_however_many_write_at_once(replica):
     late = replica(follows=False)
     late.follower.catch_up(timeout_s=10)
     for one in writers:
-        assert one.follower.wait_for(late.follower.offset - 1, timeout_s=5)
+        assert one.follower.wait_for(late.follower.position.offset - 1, timeout_s=5)
         assert (one.rows, one.items, one.log) == (late.rows, late.items, late.log)
     assert sorted(late.rows.values()) == list(range(10 + 4 * 20 + 20))
     for (number, n), (own, shared) in found.items():
@@ -160,18 +164,51 @@ def test_rows_agree_however_many_write_at_once(replica):
 
 def test_what_can_not_hold_is_void_for_every_reader(settings, replica):
     bus, one = open_bus(settings), replica(follows=False)
+    first, second, third = Claim("first", 10), Claim("second", 10), Claim("third", 12)
     bodies = [
-        Change("a", 10, True, "upsert", item("a")),
-        Change("b", 10, True, "upsert", item("b")),  # taken
-        Change("c", 12, True, "upsert", item("c")),  # not the next one
-        Change("d", 11, False, "delete"),  # of a row that nobody has
-        Change("e", 11, True, "upsert", item("e")),
+        Change("a", 10, first, "upsert", item("a")),
+        Change("b", 10, second, "upsert", item("b")),  # taken
+        # Free, but its writer did not know that 10 is given, and so not that this item may have it:
+        Change("a", 11, second, "upsert", item("a")),
+        Change("c", 11, first, "upsert", item("c")),
+        Change("d", 12, None, "delete"),  # of a row that nobody has
+        Change("e", 13, third, "upsert", item("e")),  # not the next one
+        Change("e", 12, third, "upsert", item("e")),
+        Change("c", 11, None, "delete"),
     ]
     bus.append([encode_change(change) for change in bodies] + [b"noise"], partition=0)
     one.follower.catch_up(timeout_s=5)
-    assert [entry[:3] for entry in one.log] == [(0, "a", 10), (4, "e", 11)]
-    assert list(one.follower.voided) == [1, 2, 3]
-    assert (one.follower.void, one.follower.unreadable, one.follower.offset) == (3, 1, 6)
+    held = [(0, "a", 10), (3, "c", 11), (6, "e", 12), (7, "c", 11)]
+    assert [entry[:3] for entry in one.log] == held
+    assert list(one.follower.voided) == [1, 2, 4, 5]
+    assert (one.follower.void, one.follower.unreadable) == (4, 1)
+    assert one.follower.position == Position(9, 13, "third")
+
+
+def test_readers_agree_wherever_they_start(settings, replica):
+    """Also in the middle of a batch, without knowing whose the rows before are."""
+    bus, one = open_bus(settings), replica(follows=False)
+    random, places, written = np.random.default_rng(0), [], 0
+    for turn in range(40):  # two write at a time, some without knowing the last row
+        batches = []
+        for writer in "xy":
+            base = one.follower.position.rows - int(random.random() < 0.3)
+            rows = range(base, base + int(random.integers(1, 4)))
+            claim = Claim(f"{writer}{turn}", base)
+            batches.append([Change(f"{writer}{turn}-{row}", row, claim, "upsert", {}) for row in rows])
+        while any(batches):
+            batch = batches[int(random.integers(2))]
+            if batch:
+                places.append(one.follower.position)
+                bus.append([encode_change(batch.pop(0))], partition=0)
+                written += 1
+                one.follower.catch_up(timeout_s=5)
+    assert 40 < len(one.log) < written
+    for place in places[1::7]:
+        late = replica(follows=False, start=place)
+        late.follower.catch_up(timeout_s=5)
+        assert late.log == [entry for entry in one.log if entry[0] >= place.offset]
+        assert late.follower.position == one.follower.position
 
 
 def test_a_reader_that_starts_late_catches_up_or_says_so(settings, replica):
@@ -184,7 +221,7 @@ def test_a_reader_that_starts_late_catches_up_or_says_so(settings, replica):
         late.follower.catch_up(timeout_s=-1)
     late.follower.catch_up(timeout_s=10)
     assert late.follower.behind() == 0
-    assert (late.rows, late.follower.rows) == (early.rows, 3010)
+    assert (late.rows, late.follower.position.rows) == (early.rows, 3010)
     assert 0 <= late.follower.lag_s < 60
 
 

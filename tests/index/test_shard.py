@@ -82,6 +82,21 @@ def test_an_approximate_index_looks_further_until_it_has_k():
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_a_setting_counts_for_filters_that_are_at_hand():
+    """A filter kept the setting of its first use, so a shard that was turned searched as before."""
+    vectors, only = vectors_of(2000), Filter(np.arange(2000) % 2 == 0)
+    made = build_shard(VectorArray(vectors), ShardType(32, "Flat"))
+    shard, queries = IndexShard(made.index, made.rows, setting={"nprobe": 1}), vectors_of(50, seed=5)
+    nearest = np.argsort(-np.where(only.allowed, queries @ vectors.T, -np.inf), axis=1)[:, :10]
+    found = {}
+    for probes in (1, 32):
+        shard.turn({"nprobe": probes})
+        rows, _ = shard.search(queries, 10, only=only)
+        found[probes] = np.mean([np.isin(a, b).mean() for a, b in zip(nearest, rows)])
+    assert found[1] < 0.9
+    assert found[32] == 1
+
+
 def test_a_shard_keeps_its_form_of_the_filters_it_saw_last():
     shard = exact_shard(vectors_of(100)).shard
     filters = [Filter(np.arange(100) == row) for row in range(100)]
@@ -155,7 +170,7 @@ def test_an_index_with_the_rows_of_another_is_refused():
 def memory_of(folder, manifest, found):
     """KiB of the file's mapping in a process that has loaded the shard and searched all of it."""
     shard = open_shard(folder / "0.faiss", folder / "0.rows.npy", manifest=manifest, number=0).shard
-    shard.dials.turn({"nprobe": 10**6})
+    shard.turn({"nprobe": 10**6})
     shard.search(np.ones((4, 256), np.float32), 50)
     lines = Path("/proc/self/smaps").read_text().split("\n")
     start = next(n for n, line in enumerate(lines) if line.endswith("0.faiss"))
