@@ -37,6 +37,7 @@ from recsys.events.bus import BusSettings
 from recsys.events.validation import ValidationSettings
 from recsys.pipeline.scenes import check_scenes
 from recsys.pipeline.similar import Similar
+from recsys.pipeline.wiring import live_items
 from recsys.releases.manifest import open_release
 from recsys.releases.parts import load_parts
 from recsys.types import RequestBatch, Slate
@@ -110,10 +111,16 @@ class Gateway:
         self.options = options
         self.users = OnlineUsers(options.online_store_url, options.time_to_live_s, options.clock)
         index = shards_of(opened, shards)
+        items = live_items(parts)
         self.recommender = placed(
-            parts, users=self.users, shards=index, steps=steps, timeout_s=options.step_timeout_s
+            parts,
+            items=items,
+            users=self.users,
+            shards=index,
+            steps=steps,
+            timeout_s=options.step_timeout_s,
         )
-        self.similar = Similar(parts.snapshot.vectors, index, self.recommender.rules)
+        self.similar = Similar(items.vectors, index, self.recommender.rules)
         self.ids = parts.items["item_id"].to_list()
         self.titles = parts.items["title"].to_list()
         self.rows = {item_id: row for row, item_id in enumerate(self.ids)}

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.online_users import OnlineUsers
 from deployments.remote import RemoteShard, RemoteStep
+from recsys.pipeline.items import LiveItems
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.sources import Shard
 from recsys.pipeline.wiring import Parts, recommender
@@ -34,13 +35,14 @@ def shards_of(release: Release, handles: Mapping[str, DeploymentHandle]) -> list
 def placed(
     parts: Parts,
     *,
+    items: LiveItems,
     users: OnlineUsers,
     shards: list[Shard],
     steps: Mapping[str, DeploymentHandle],
     timeout_s: float,
 ) -> Recommender:
     """The request path of `parts`, with the steps behind `steps` (name -> handle) elsewhere."""
-    local: Any = recommender(parts, users=users, shards=shards)
+    local: Any = recommender(parts, users=users, shards=shards, items=items)
     return replace(local, **{name: RemoteStep(handle, timeout_s) for name, handle in steps.items()})
 
 

@@ -30,6 +30,8 @@ class Removal(IntEnum):
     BELOW_CUT = 8  # ranked, but not among those that diversity looked at
     DIVERSITY = 9  # ranked higher, but too like what stands above it
     BELOW_SLATE = 10  # ranked below the last place of the slate
+    UNKNOWN = 11  # nobody has described it here yet: an index shard has read further
+    DELETED = 12  # from the catalog, since the release
 
 
 class Sources(IntFlag):

@@ -21,6 +21,7 @@ from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker, RankerSettings
 from recsys.models.two_tower.settings import TwoTowerSettings, TwoTowerTraining
 from recsys.pipeline.diversity import DiversitySettings
+from recsys.pipeline.items import LiveItems
 from recsys.pipeline.offline import PointInTimeUsers, label_candidates, relevant_items
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.rules import Rule
@@ -150,6 +151,12 @@ def world(seed: int = 0) -> World:
         parts,
         recommender(parts, users=PointInTimeUsers(log, NOW), shards=shards(served.vectors)),
     )
+
+
+def live(frame: pl.DataFrame) -> LiveItems:
+    """Items without vectors and categories."""
+    none = np.zeros((len(frame), 1), np.float32), np.full(len(frame), -1, np.int32)
+    return LiveItems(frame, vectors=none[0], category=none[1])
 
 
 def shards(vectors: np.ndarray) -> list[LocalShard]:

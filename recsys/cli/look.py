@@ -68,6 +68,7 @@ def similar(
     from recsys.errors import RequestError
     from recsys.pipeline.rules import Rules
     from recsys.pipeline.similar import Similar
+    from recsys.pipeline.wiring import live_items
     from recsys.releases.parts import load_parts, local_shards
     from recsys.settings import load_settings
 
@@ -77,7 +78,8 @@ def similar(
     ids = parts.items["item_id"].to_list()
     if item not in ids:
         raise RequestError(f"no item {item!r} in release {opened.manifest.id}: an id looks like {ids[0]!r}")
-    find = Similar(parts.snapshot.vectors, local_shards(opened), Rules(parts.items, parts.rules))
+    known = live_items(parts)
+    find = Similar(known.vectors, local_shards(opened), Rules(known, parts.rules))
     now = settings.serving.clock or int(time.time())
     rows, scores, _ = asyncio.run(find(ids.index(item), n=n, now=now))
     title = parts.items["title"][ids.index(item)]

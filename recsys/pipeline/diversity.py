@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from recsys.pipeline.items import LiveItems
 from recsys.pipeline.recommender import POSITION
 from recsys.types import Candidates, Removal, RequestBatch, rank_by_score
 
@@ -28,11 +29,10 @@ class DiversitySettings:
 
 @dataclass(frozen=True, slots=True)
 class MMR:
-    """The diversity stage. `vectors` float32 [V, D] of unit norm, `category` int32 [V], -1 unknown."""
+    """The diversity stage, by the vectors (of unit norm) and categories of `items`."""
 
     settings: DiversitySettings
-    vectors: np.ndarray
-    category: np.ndarray
+    items: LiveItems
 
     def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates:
         settings = self.settings
@@ -49,8 +49,8 @@ class MMR:
             chosen = select(
                 relevance=_scaled(np.where(pool >= 0, candidates.score[pool], np.nan)),
                 present=pool >= 0,
-                vectors=self.vectors[candidates.item[pool]],
-                category=self.category[candidates.item[pool]],
+                vectors=self.items.vectors[candidates.item[pool]],
+                category=self.items.category[candidates.item[pool]],
                 n=batch.n,
                 settings=settings,
             )

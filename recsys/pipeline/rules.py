@@ -3,20 +3,23 @@
 Built in, from the item's own fields: availability, publication and expiry, countries, age. From the
 rules file, SQL expressions over the item's columns and the request's (`country`, `age`, `scene`),
 read by polars: a rule whose expression is true removes the candidate. Rules that look only at items
-are evaluated once for the whole catalog, so at request time they cost one look-up.
+are evaluated once for each line of the items, so at request time they cost one look-up.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from recsys.errors import RuleError, SettingsError
+from recsys.pipeline.items import DELETED, LiveItems
 from recsys.types import Candidates, Removal, RequestBatch
 
 REQUEST_COLUMNS = ("country", "age", "scene")
+COUNTRIES = 300  # that are kept at hand
 SECONDS_A_YEAR = 365.2425 * 86_400
 
 
@@ -28,106 +31,147 @@ class Rule:
     remove: str  # SQL expression: true removes, null does not
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules stage. `items`: one line per row of the catalog, columns of the item contract
-    (`item_id`, `title`, `category`, `price`, `available`, `min_age`, `countries_allowed`,
-    `countries_blocked`, `published_at` and `expires_at` as epoch seconds)."""
+@dataclass(slots=True)
+class _Judged:
+    """What needs no request, of the first lines of the items."""
 
-    items: pl.DataFrame
-    rules: Sequence[Rule] = ()
-    static: np.ndarray = field(init=False)  # uint8 [V] Removal that needs no request
-    dynamic: tuple[tuple[str, pl.Expr], ...] = field(init=False)
-    limited: np.ndarray = field(init=False)  # bool [V] not for all countries
-    bounds: dict[str, np.ndarray] = field(init=False)  # numeric columns, NaN = no bound
+    static: np.ndarray  # uint8 [L] Removal
+    limited: np.ndarray  # bool [L] not for all countries
+    bounds: dict[str, np.ndarray]  # numeric columns, NaN = no bound
+    barred: dict[str, np.ndarray]  # country -> bool [L], of those that were asked for
 
-    def __post_init__(self) -> None:
-        available = self.items["available"].fill_null(True).to_numpy()
-        static = np.where(available, Removal.ALIVE, Removal.UNAVAILABLE).astype(np.uint8)
-        dynamic = []
-        for rule in self.rules:
-            expression = _parse(rule, set(self.items.columns))
-            if set(expression.meta.root_names()) & set(REQUEST_COLUMNS):
-                dynamic.append((rule.name, expression))
-            else:
-                static[(static == 0) & _evaluate(rule.name, expression, self.items)] = Removal.RULE
-        listed = [
-            self.items[c].list.len().fill_null(0) > 0 for c in ("countries_allowed", "countries_blocked")
-        ]
-        object.__setattr__(self, "limited", (listed[0] | listed[1]).to_numpy())
-        object.__setattr__(self, "static", static)
-        object.__setattr__(self, "dynamic", tuple(dynamic))
-        object.__setattr__(
-            self,
-            "bounds",
-            {
-                name: self.items[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
-                for name in ("min_age", "published_at", "expires_at")
-            },
+    def extended(self, more: "_Judged") -> "_Judged":
+        """With further lines. Countries are judged anew when they are asked for."""
+        return _Judged(
+            np.concatenate([self.static, more.static]),
+            np.concatenate([self.limited, more.limited]),
+            {name: np.concatenate([values, more.bounds[name]]) for name, values in self.bounds.items()},
+            {},
         )
+
+
+class Rules:
+    """The rules stage of `items`."""
+
+    def __init__(self, items: LiveItems, rules: Sequence[Rule] = ()) -> None:
+        """Raises SettingsError for a rule that is none, RuleError for one that fails on an item."""
+        self.items = items
+        parsed = [(rule.name, _parse(rule, set(items.frame.columns))) for rule in rules]
+        asked = set(REQUEST_COLUMNS)
+        self._dynamic = [(name, e) for name, e in parsed if set(e.meta.root_names()) & asked]
+        self._static = [(name, e) for name, e in parsed if not set(e.meta.root_names()) & asked]
+        self._judged = self._judge(items.frame)
 
     def __call__(self, batch: RequestBatch, candidates: Candidates) -> Candidates:
         item, request = candidates.item, candidates.request
-        if len(item) and item.max() >= len(self.static):
-            raise RuleError(f"item row {item.max()} is beyond the {len(self.static)} rows the rules know")
+        line, frame = self.items.line[item], self.items.frame  # in this order: a line is in the frame
+        absent = np.select([line >= 0, line == DELETED], [0, Removal.DELETED], Removal.UNKNOWN)
+        if not len(frame):
+            return _marked(candidates, [(absent.astype(np.uint8), None)])
+        judged, line = self._up_to_date(frame), np.maximum(line, 0)
         now = batch.now[request]
         age = ages(batch)[request]
+        bounds = {name: values[line] for name, values in judged.bounds.items()}
         with np.errstate(invalid="ignore"):
             reasons = [
+                (absent.astype(np.uint8), None),
                 (_listed(candidates, batch.exclude), Removal.EXCLUDED),
                 (_listed(candidates, batch.hidden), Removal.CONSUMED),
-                (self.static[item], None),
-                (
-                    (self.bounds["published_at"][item] > now) | (self.bounds["expires_at"][item] <= now),
-                    Removal.EXPIRED,
-                ),
+                (judged.static[line], None),
+                ((bounds["published_at"] > now) | (bounds["expires_at"] <= now), Removal.EXPIRED),
                 # Not knowing a visitor's age or country is no reason to show what is restricted.
-                (
-                    ~np.isnan(self.bounds["min_age"][item]) & ~(age >= self.bounds["min_age"][item]),
-                    Removal.AGE,
-                ),
-                (self._country(batch, item, request), Removal.COUNTRY),
-                (self._expressions(batch, item, request, age), Removal.RULE),
+                (~np.isnan(bounds["min_age"]) & ~(age >= bounds["min_age"]), Removal.AGE),
+                (self._country(batch, line, request, judged, frame), Removal.COUNTRY),
+                (self._expressions(batch, line, request, age, frame), Removal.RULE),
             ]
-        removed_by = candidates.removed_by.copy()
-        for mask, reason in reasons:
-            code = mask.astype(np.uint8) if reason is None else np.where(mask, reason, 0)
-            removed_by = np.where(removed_by == 0, code, removed_by)
-        return replace(candidates, removed_by=removed_by.astype(np.uint8))
+        return _marked(candidates, reasons)
 
-    def _country(self, batch: RequestBatch, item: np.ndarray, request: np.ndarray) -> np.ndarray:
-        removed = np.zeros(len(item), bool)
-        if self.limited.any():
+    def _up_to_date(self, frame: pl.DataFrame) -> _Judged:
+        """What is known of all lines; of new ones from now on."""
+        known = len(self._judged.static)
+        if known < len(frame):
+            new = frame[known:]
+            try:
+                judged = self._judge(new)
+            except RuleError as error:  # of an item that somebody upserted: it must not close the shop
+                logging.getLogger(__name__).error("%s: the items of its upsert are not shown", error)
+                judged = self._judge(new, closed=True)
+            self._judged = self._judged.extended(judged)
+        return self._judged
+
+    def _judge(self, frame: pl.DataFrame, *, closed: bool = False) -> _Judged:
+        """`closed`: all of it is removed. Raises RuleError."""
+        available = frame["available"].fill_null(True).to_numpy()
+        static = np.where(available, Removal.ALIVE, Removal.UNAVAILABLE).astype(np.uint8)
+        if closed:
+            static[:] = Removal.RULE
+        for name, expression in () if closed else self._static:
+            static[(static == 0) & _evaluate(name, expression, frame)] = Removal.RULE
+        allowed, blocked = (
+            (frame[column].list.len().fill_null(0) > 0).to_numpy()
+            for column in ("countries_allowed", "countries_blocked")
+        )
+        bounds = {
+            name: frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+            for name in ("min_age", "published_at", "expires_at")
+        }
+        return _Judged(static, allowed | blocked, bounds, {})
+
+    def _country(
+        self, batch: RequestBatch, line: np.ndarray, request: np.ndarray, judged: _Judged, frame: pl.DataFrame
+    ) -> np.ndarray:
+        removed = np.zeros(len(line), bool)
+        if judged.limited.any():
             countries = list(batch.country) or [None] * len(batch)
             for country in set(countries):  # a few in a batch
                 mine = np.array([c == country for c in countries])[request]
-                removed[mine] = self._barred(country)[item[mine]]
+                removed[mine] = _barred(country, judged, frame)[line[mine]]
         return removed
 
-    def _barred(self, country: str | None) -> np.ndarray:
-        """Items that may not be shown in `country`, bool [V]; nowhere known counts as nowhere allowed."""
-        if country is None:
-            return self.limited
-        allowed, blocked = pl.col("countries_allowed"), pl.col("countries_blocked")
-        barred = (allowed.list.len() > 0) & ~allowed.list.contains(country) | blocked.list.contains(country)
-        return self.items.select(barred.fill_null(False).alias("barred"))["barred"].to_numpy()
-
     def _expressions(
-        self, batch: RequestBatch, item: np.ndarray, request: np.ndarray, age: np.ndarray
+        self,
+        batch: RequestBatch,
+        line: np.ndarray,
+        request: np.ndarray,
+        age: np.ndarray,
+        frame: pl.DataFrame,
     ) -> np.ndarray:
-        removed = np.zeros(len(item), bool)
-        if not self.dynamic:
+        removed = np.zeros(len(line), bool)
+        if not self._dynamic:
             return removed
         # From lists: an object array in which None stands beside a text becomes polars's Object, not String.
         country = pl.Series("country", list(batch.country) or [None] * len(batch), dtype=pl.String)
-        frame = self.items[item].with_columns(
+        asked = frame[line].with_columns(
             country.gather(request),
             pl.Series("age", age, dtype=pl.Float64, nan_to_null=True),
             pl.Series("scene", list(batch.scene), dtype=pl.String).gather(request),
         )
-        for name, expression in self.dynamic:
-            removed |= _evaluate(name, expression, frame)
+        for name, expression in self._dynamic:
+            removed |= _evaluate(name, expression, asked)
         return removed
+
+
+def _barred(country: str | None, judged: _Judged, frame: pl.DataFrame) -> np.ndarray:
+    """Lines that may not be shown in `country`, bool [L]; nowhere known counts as nowhere allowed."""
+    if country is None:
+        return judged.limited
+    if country not in judged.barred:
+        allowed, blocked = pl.col("countries_allowed"), pl.col("countries_blocked")
+        barred = (allowed.list.len() > 0) & ~allowed.list.contains(country) | blocked.list.contains(country)
+        found = frame[: len(judged.static)].select(barred.fill_null(False).alias("barred"))
+        if len(judged.barred) >= COUNTRIES:  # visitors say where they are: that must not fill the memory
+            judged.barred.clear()
+        judged.barred[country] = found["barred"].to_numpy()
+    return judged.barred[country]
+
+
+def _marked(candidates: Candidates, reasons: Sequence[tuple[np.ndarray, Removal | None]]) -> Candidates:
+    """`candidates` removed by the first of `reasons` that holds: bool [N] and why, or codes uint8 [N]."""
+    removed_by = candidates.removed_by.copy()
+    for mask, reason in reasons:
+        code = mask.astype(np.uint8) if reason is None else np.where(mask, reason, 0)
+        removed_by = np.where(removed_by == 0, code, removed_by)
+    return replace(candidates, removed_by=removed_by.astype(np.uint8))
 
 
 def ages(batch: RequestBatch) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.errors import UnavailableError
+from recsys.pipeline.items import Growing
 from recsys.pipeline.seams import Stage
 from recsys.pipeline.sources import Shard, nearest
 from recsys.types import Candidates, RequestBatch, Sources
@@ -21,7 +22,7 @@ SCENE = "similar"  # what rules see
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    vectors: np.ndarray  # float32 [V, D], unit norm
+    vectors: Growing  # float32 [V, D], unit norm, and of items that came since
     shards: Sequence[Shard]
     rules: Stage
     deadline_ms: float = 1000.0  # of all shards together
@@ -43,7 +44,7 @@ class Similar:
             k *= 4
 
     async def _nearest(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        query = self.vectors[row : row + 1]
+        query = self.vectors[np.array([row])]
         answers = await asyncio.gather(*(self._ask(shard, query, k + 1) for shard in self.shards))
         missing = tuple(s.name for s, a in zip(self.shards, answers, strict=True) if a is None)
         found = [answer for answer in answers if answer is not None]

@@ -21,6 +21,7 @@ from recsys.models.retrieval import Fitted
 from recsys.models.sparse_scores import Proposals, decay_weights, history_matrix, look_up, propose_top
 from recsys.models.top_k import top_k
 from recsys.models.two_tower.user_encoder import UserEncoder
+from recsys.pipeline.items import Growing
 from recsys.pipeline.seams import Retrieved
 from recsys.types import Histories, RequestBatch, offsets_of
 
@@ -119,7 +120,7 @@ class TwoTowerSource:
     """Nearest items to the user's vector, from all shards in parallel, merged with stable ties."""
 
     encoder: UserEncoder
-    vectors: np.ndarray  # float32 [V, D]
+    vectors: Growing  # float32 [V, D], and of items that came since
     shards: Sequence[Shard]
     k: int
     deadline_ms: float = 500.0  # of each shard: one that misses it is left out
@@ -153,9 +154,10 @@ class TwoTowerSource:
             return None
 
     def _score(self, queries: np.ndarray, offsets: np.ndarray, item: np.ndarray) -> np.ndarray:
-        known = item < len(self.vectors)
         request = np.repeat(np.arange(len(queries)), np.diff(offsets))
-        score = np.einsum("nd,nd->n", queries[request], self.vectors[np.where(known, item, 0)])
+        vectors = self.vectors[item]
+        score = np.einsum("nd,nd->n", queries[request], vectors)
+        known = (item < len(self.vectors)) | vectors.any(axis=1)
         return np.where(known, score, np.nan).astype(np.float32)
 
 

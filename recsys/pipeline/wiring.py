@@ -22,6 +22,7 @@ from recsys.models.sparse_scores import HistoryWeights, decay_weights, even_weig
 from recsys.pipeline.backfill import Backfill
 from recsys.pipeline.diversity import MMR, DiversitySettings
 from recsys.pipeline.hydration import Hydration, UserStore
+from recsys.pipeline.items import LiveItems
 from recsys.pipeline.ranking import Ranking, keep_order
 from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.retrieval import Fusion, Retrieval, RetrievalSettings
@@ -76,22 +77,33 @@ class Parts:
                 )
 
 
-def retrieval(snapshot: Snapshot, shards: Sequence[Shard], settings: RetrievalSettings) -> Retrieval:
+def live_items(parts: Parts) -> LiveItems:
+    """The items of the release, to be changed as the catalog changes."""
+    return LiveItems(parts.items, vectors=parts.snapshot.vectors, category=parts.snapshot.category)
+
+
+def retrieval(
+    snapshot: Snapshot, items: LiveItems, shards: Sequence[Shard], settings: RetrievalSettings
+) -> Retrieval:
     models = snapshot.models
     if isinstance(models, FittedBlend):
         # As deep as the weights were chosen by. No deadline: they compute, and nothing else would answer.
         lists = [ModelSource(name, fitted, len(snapshot), DEPTH) for name, fitted in models.parts.items()]
         return Retrieval(lists, Fusion(dict(zip(models.parts, models.weights.tolist())), models.constant))
-    own = sources(snapshot, models, shards, settings)
+    own = sources(snapshot, models, items, shards, settings)
     return Retrieval(own, Fusion(settings.weights), settings.deadline_ms)
 
 
 def sources(
-    snapshot: Snapshot, models: PipelineModels, shards: Sequence[Shard], settings: RetrievalSettings
+    snapshot: Snapshot,
+    models: PipelineModels,
+    items: LiveItems,
+    shards: Sequence[Shard],
+    settings: RetrievalSettings,
 ) -> list[Source]:
     k = settings.candidates
     return [
-        TwoTowerSource(models.encoder, snapshot.vectors, shards, k["two_tower"]),
+        TwoTowerSource(models.encoder, items.vectors, shards, k["two_tower"]),
         TableSource("ease", models.ease, _even, k["ease"]),
         TableSource("ease_decayed", models.ease, partial(_decayed, settings.history), k["ease_decayed"]),
         TableSource("basket", models.basket, _newest_order, k["basket"]),
@@ -100,18 +112,22 @@ def sources(
     ]
 
 
-def recommender(parts: Parts, *, users: UserStore, shards: Sequence[Shard]) -> Recommender:
-    """The request path of `parts`, all in this process but for `users` and `shards`."""
-    rules = Rules(parts.items, parts.rules)
+def recommender(
+    parts: Parts, *, users: UserStore, shards: Sequence[Shard], items: LiveItems | None = None
+) -> Recommender:
+    """The request path of `parts`, all in this process but for `users` and `shards`. `items`: those of
+    `parts`, where somebody keeps them up to date."""
+    items = items or live_items(parts)
+    rules = Rules(items, parts.rules)
     return Recommender(
         experiments=parts.experiments,
         hydration=Hydration(users, parts.settings.scenes, parts.snapshot.category),
-        retrieval=retrieval(parts.snapshot, shards, parts.settings.retrieval),
+        retrieval=retrieval(parts.snapshot, items, shards, parts.settings.retrieval),
         ranking=PerSettings(partial(_ranker_of, parts), partial(_ranking_of, parts))
         if parts.rankers
         else keep_order,
         rules=rules,
-        diversity=PerSettings(partial(_diversity_of, parts), partial(_mmr_of, parts)),
+        diversity=PerSettings(partial(_diversity_of, parts), partial(MMR, items=items)),
         backfill=Backfill(_most_popular_first(parts.snapshot.popularity), rules),
     )
 
@@ -139,10 +155,6 @@ def _ranking_of(parts: Parts, ranker: str) -> Ranking:
 def _diversity_of(parts: Parts, batch: RequestBatch, request: int) -> DiversitySettings:
     arms = {layer: of[request] for layer, of in batch.arms.items()}
     return replace(parts.settings.diversity, **parts.experiments.overrides(arms, "diversity"))
-
-
-def _mmr_of(parts: Parts, settings: DiversitySettings) -> MMR:
-    return MMR(settings, parts.snapshot.vectors, parts.snapshot.category)
 
 
 def _most_popular_first(popularity: np.ndarray) -> np.ndarray:

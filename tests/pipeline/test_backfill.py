@@ -11,7 +11,7 @@ from recsys.pipeline.offline import batch_of
 from recsys.pipeline.recommender import POSITION, in_score_order
 from recsys.pipeline.rules import Rule, Rules
 from recsys.types import Candidates, Removal, RequestBatch, Sources, offsets_of
-from tests.world import item_frame
+from tests.world import item_frame, live
 
 V = 40
 ITEMS = item_frame(V).with_columns(
@@ -23,7 +23,7 @@ POPULAR = np.random.default_rng(1).permutation(V).astype(np.int32)
 
 
 def backfill(*rules: str, spare: int = 2) -> Backfill:
-    made = Rules(ITEMS, [Rule(sql, sql) for sql in rules])
+    made = Rules(live(ITEMS), [Rule(sql, sql) for sql in rules])
     return Backfill(POPULAR, made, spare=spare)
 
 

@@ -8,15 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.pipeline.diversity import MMR, DiversitySettings, select, select_slow
+from recsys.pipeline.items import LiveItems
 from recsys.pipeline.offline import batch_of
 from recsys.pipeline.recommender import POSITION, in_score_order
 from recsys.types import Candidates, Removal, offsets_of
+from tests.world import item_frame
 
 V = 300
 rng = np.random.default_rng(0)
 VECTORS = rng.normal(size=(V, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 CATEGORY = rng.integers(-1, 9, V).astype(np.int32)
+
+
+def live_items(category: np.ndarray) -> LiveItems:
+    return LiveItems(item_frame(V), vectors=VECTORS, category=category)
 
 
 def batch(n: list[int]):
@@ -78,7 +84,7 @@ def test_the_batch_selects_what_the_definition_selects(seed, requests, width, we
 
 
 def test_weight_1_is_score_order():
-    made = MMR(DiversitySettings(relevance_weight=1.0, distinct_top=0), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(relevance_weight=1.0, distinct_top=0), live_items(CATEGORY))
     proposed = candidates([50, 3, 20])
     asked = batch([10, 10, 20])
     assert slates(made(asked, proposed)) == slates(in_score_order(asked, proposed))
@@ -86,13 +92,13 @@ def test_weight_1_is_score_order():
 
 @pytest.mark.parametrize("weight", [0.2, 0.8, 1.0])
 def test_a_longer_slate_begins_with_the_shorter_one(weight):
-    made = MMR(DiversitySettings(relevance_weight=weight, pool=200), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(relevance_weight=weight, pool=200), live_items(CATEGORY))
     short, long = made(batch([20]), candidates([250])), made(batch([100]), candidates([250]))
     assert slates(long)[0][:20] == slates(short)[0]
 
 
 def test_what_could_not_be_scored_comes_last():
-    made = MMR(DiversitySettings(relevance_weight=0.9), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(relevance_weight=0.9), live_items(CATEGORY))
     proposed = candidates([10])
     score = proposed.score.copy()
     score[[1, 4, 8]] = np.nan
@@ -104,19 +110,19 @@ def test_what_could_not_be_scored_comes_last():
 
 
 def test_equal_scores_are_ordered_by_item_row():
-    made = MMR(DiversitySettings(relevance_weight=1.0, distinct_top=0), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(relevance_weight=1.0, distinct_top=0), live_items(CATEGORY))
     proposed = replace(candidates([30]), score=np.ones(30, np.float32))
     assert slates(made(batch([30]), proposed))[0] == proposed.item.tolist()
 
 
 def test_the_pool_grows_to_what_is_asked_for():
-    made = MMR(DiversitySettings(pool=10), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(pool=10), live_items(CATEGORY))
     result = made(batch([40, 40]), candidates([60, 25]))
     assert [len(slate) for slate in slates(result)] == [40, 25]
 
 
 def test_nobody_and_nothing():
-    made = MMR(DiversitySettings(), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(), live_items(CATEGORY))
     for counts in ([0], [0, 0, 5], []):
         result = made(batch([3] * len(counts)), candidates(counts))
         assert [len(slate) for slate in slates(result)] == [min(3, c) for c in counts]
@@ -127,7 +133,7 @@ def test_nobody_and_nothing():
 
 
 def test_every_candidate_is_shown_or_has_a_reason():
-    made = MMR(DiversitySettings(relevance_weight=0.3, pool=20), VECTORS, CATEGORY)
+    made = MMR(DiversitySettings(relevance_weight=0.3, pool=20), live_items(CATEGORY))
     proposed = candidates([60])
     removed_by = np.where(np.arange(60) % 7 == 0, Removal.AGE, 0).astype(np.uint8)
     result = made(batch([10]), replace(proposed, removed_by=removed_by))
@@ -153,7 +159,7 @@ def test_every_candidate_is_shown_or_has_a_reason():
 
 
 def test_unknown_categories_are_not_one_category():
-    made = MMR(DiversitySettings(relevance_weight=1.0), VECTORS, np.full(V, -1, np.int32))
+    made = MMR(DiversitySettings(relevance_weight=1.0), live_items(np.full(V, -1, np.int32)))
     proposed = candidates([30])
     assert slates(made(batch([3]), proposed)) == slates(in_score_order(batch([3]), proposed))
 

@@ -191,7 +191,7 @@ def test_one_category_only_still_fills_the_top_3():
 
 
 def test_a_slate_is_never_short_while_items_exist():
-    allowed = np.flatnonzero(made().rules.static == 0)
+    allowed = np.flatnonzero(made().rules._judged.static == 0)
     adult = [row for row in range(ITEMS) if row % 10 == 0]
     blocked = [row for row in range(ITEMS) if row % 13 == 0]  # a country that isn't known may be FR
     expected = set(allowed) - set(adult) - set(blocked)

@@ -10,6 +10,7 @@ from recsys.errors import RuleError, SettingsError
 from recsys.pipeline.offline import batch_of
 from recsys.pipeline.rules import Rule, Rules, ages
 from recsys.types import Candidates, Removal, RequestBatch, offsets_of
+from tests.world import live
 
 NOW = 1_300_000_000  # 2011-03-13
 COLUMNS = {
@@ -55,7 +56,7 @@ def every_item(count: int, requests: int = 1) -> Candidates:
 
 def removed(frame: pl.DataFrame, batch: RequestBatch, *rules: str) -> list[int]:
     """The reason for each item of `frame`, for one request."""
-    stage = Rules(frame, [Rule(f"rule {number}", sql) for number, sql in enumerate(rules)])
+    stage = Rules(live(frame), [Rule(f"rule {number}", sql) for number, sql in enumerate(rules)])
     return stage(batch, every_item(len(frame), len(batch))).removed_by.tolist()
 
 
@@ -127,7 +128,7 @@ def test_what_the_request_names_and_what_the_scene_hides():
 def test_an_earlier_reason_stands():
     frame = items({"available": False}, {})
     before = replace(every_item(2), removed_by=np.array([Removal.BELOW_CUT, Removal.BELOW_CUT], np.uint8))
-    assert Rules(frame)(request(), before).removed_by.tolist() == [Removal.BELOW_CUT] * 2
+    assert Rules(live(frame))(request(), before).removed_by.tolist() == [Removal.BELOW_CUT] * 2
 
 
 def test_each_request_is_judged_by_its_own_columns():
@@ -146,7 +147,7 @@ def test_each_request_is_judged_by_its_own_columns():
 
 
 def test_no_candidates_at_all():
-    stage = Rules(items({}), [Rule("x", "age > 3"), Rule("always", "TRUE")])
+    stage = Rules(live(items({})), [Rule("x", "age > 3"), Rule("always", "TRUE")])
     assert len(stage(request(), every_item(0))) == 0
 
 
@@ -157,9 +158,11 @@ def test_an_expression_over_items_is_evaluated_once():
     frame = items(
         {"title": ""}, {"title": None}, {"title": "mug", "price": 3.0}, {"title": "gold", "price": 900}
     )
-    stage = Rules(frame, [Rule("untitled", "title IS NULL OR title = ''"), Rule("dear", "price > 100")])
-    assert stage.static.tolist() == [Removal.RULE, Removal.RULE, 0, Removal.RULE]
-    assert stage.dynamic == ()
+    stage = Rules(live(frame), [Rule("untitled", "title IS NULL OR title = ''"), Rule("dear", "price > 100")])
+    expected = [Removal.RULE, Removal.RULE, 0, Removal.RULE]
+    assert stage._judged.static.tolist() == expected
+    assert stage._dynamic == []
+    assert stage(request(), every_item(4)).removed_by.tolist() == expected
 
 
 def test_null_is_not_removed():
@@ -193,37 +196,70 @@ def test_a_constant_rule_closes_the_shop():
 @pytest.mark.parametrize("sql", ["price >", "SELECT", "", "price ==== 3", "nonsense(price)"])
 def test_what_is_not_sql_is_refused_by_name(sql):
     with pytest.raises(SettingsError, match="rule 'cheap'"):
-        Rules(items({}), [Rule("cheap", sql)])
+        Rules(live(items({})), [Rule("cheap", sql)])
 
 
 def test_an_unknown_column_is_refused_and_the_known_ones_are_named():
     with pytest.raises(SettingsError, match=r"rule 'cheap' names prize: columns are .*price"):
-        Rules(items({}), [Rule("cheap", "prize < 3")])
+        Rules(live(items({})), [Rule("cheap", "prize < 3")])
 
 
 def test_a_rule_that_is_neither_true_nor_false_is_refused():
     with pytest.raises(RuleError, match="rule 'price' gives Float64"):
-        Rules(items({"price": 1.0}), [Rule("price", "price + 1")])
-    stage = Rules(items({"price": 1.0}), [Rule("age", "age + price")])
+        Rules(live(items({"price": 1.0})), [Rule("price", "price + 1")])
+    stage = Rules(live(items({"price": 1.0})), [Rule("age", "age + price")])
     with pytest.raises(RuleError, match="rule 'age' gives"):
         stage(request(), every_item(1))
 
 
 def test_a_rule_that_fails_on_an_item_is_refused_before_anything_is_served():
     with pytest.raises(RuleError, match="rule 'number' failed"):
-        Rules(items({"title": "mug"}), [Rule("number", "CAST(title AS INT) > 3")])
+        Rules(live(items({"title": "mug"})), [Rule("number", "CAST(title AS INT) > 3")])
 
 
 def test_a_rule_that_fails_on_a_request_raises():
-    stage = Rules(items({"title": "mug"}), [Rule("number", "CAST(country AS INT) > 3")])
+    stage = Rules(live(items({"title": "mug"})), [Rule("number", "CAST(country AS INT) > 3")])
     assert stage(request(country="5"), every_item(1)).removed_by.tolist() == [Removal.RULE]
     with pytest.raises(RuleError, match="rule 'number' failed"):
         stage(request(country="ES"), every_item(1))
 
 
-def test_an_item_that_the_rules_do_not_know_is_not_waved_through():
-    with pytest.raises(RuleError, match="item row 1 is beyond the 1 rows"):
-        Rules(items({}))(request(), every_item(2))
+def test_an_item_that_nobody_described_here_is_not_waved_through():
+    """An index shard may have read further in the changelog than the stage that judges."""
+    stage = Rules(live(items({}, {"available": False})))
+    removed_by = stage(request(exclude=(3,)), every_item(4)).removed_by
+    assert removed_by.tolist() == [0, Removal.UNAVAILABLE, Removal.UNKNOWN, Removal.UNKNOWN]
+    assert Rules(live(items()))(request(), every_item(1)).removed_by.tolist() == [Removal.UNKNOWN]
+
+
+def test_what_the_catalog_says_counts_from_then_on():
+    known = live(items({"price": 1.0}, {"price": 1.0}, {"price": 1.0}))
+    stage = Rules(known, [Rule("dear", "price > 5"), Rule("here", "country = 'ES' AND price > 3")])
+
+    def judged(count: int, country: str = "FR") -> list[int]:
+        return stage(request(country=country), every_item(count)).removed_by.tolist()
+
+    assert judged(5) == [0, 0, 0, Removal.UNKNOWN, Removal.UNKNOWN]
+    new = items({"price": 9.0}, {"countries_blocked": ["FR"]}, {"price": 4.0})
+    known.upsert([1, 2, 4], new, {})
+    assert judged(5) == [0, Removal.RULE, Removal.COUNTRY, Removal.UNKNOWN, 0]
+    assert judged(5, "ES") == [0, Removal.RULE, 0, Removal.UNKNOWN, Removal.RULE]
+    known.delete([0, 1])
+    known.upsert([2], items({"min_age": 18}), {})
+    assert judged(5) == [Removal.DELETED, Removal.DELETED, Removal.AGE, Removal.UNKNOWN, 0]
+    known.upsert([1, 3], items({}, {"available": False}), {})  # deleted and added again
+    assert judged(5) == [Removal.DELETED, 0, Removal.AGE, Removal.UNAVAILABLE, 0]
+
+
+def test_an_upsert_on_which_a_rule_fails_removes_its_items_and_no_others():
+    known = live(items({"title": "4"}))
+    stage = Rules(known, [Rule("number", "CAST(title AS INT) > 3")])
+    known.upsert([1], items({"title": "mug"}), {})
+    known.upsert([2], items({"title": "2"}), {})
+    first = stage(request(), every_item(3)).removed_by.tolist()
+    assert first == [Removal.RULE, Removal.RULE, Removal.RULE]  # both came since it was last asked
+    known.upsert([2], items({"title": "2"}), {})
+    assert stage(request(), every_item(3)).removed_by.tolist() == [Removal.RULE, Removal.RULE, 0]
 
 
 def test_a_country_that_some_visitors_lack():

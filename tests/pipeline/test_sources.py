@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,8 +16,10 @@ from recsys.index.shard import exact_shard
 from recsys.interactions import Queries
 from recsys.pipeline.hydration import Hydration
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
+from recsys.pipeline.retrieval import RetrievalSettings
+from recsys.pipeline.seams import Source
 from recsys.pipeline.sources import ModelSource, TwoTowerSource, nearest
-from recsys.pipeline.wiring import retrieval
+from recsys.pipeline.wiring import live_items, retrieval
 from recsys.settings import model_of
 from recsys.types import RequestBatch
 from tests.world import ITEMS, NOW, world
@@ -42,7 +45,12 @@ def hydrated(scene: str) -> RequestBatch:
 def tower(shards: int, k: int = 20) -> TwoTowerSource:
     snapshot = world().parts.snapshot
     made = [exact_shard(snapshot.vectors, n, shards) for n in range(shards)]
-    return TwoTowerSource(snapshot.models.encoder, snapshot.vectors, made, k)
+    return TwoTowerSource(snapshot.models.encoder, live_items(world().parts).vectors, made, k)
+
+
+def sources(settings: RetrievalSettings) -> Sequence[Source]:
+    parts = world().parts
+    return retrieval(parts.snapshot, live_items(parts), tower(2).shards, settings).sources
 
 
 @pytest.mark.parametrize("scene", ["home", "discover"])
@@ -54,7 +62,7 @@ def test_no_source_proposes_what_is_hidden_or_an_item_twice(scene, k):
     )
     if scene == "discover":
         assert max(len(hidden) for hidden in batch.hidden) > 5
-    for source in retrieval(parts.snapshot, tower(2).shards, settings).sources:
+    for source in sources(settings):
         proposals = asyncio.run(source(batch)).proposals
         assert len(proposals.offsets) == len(batch) + 1
         for r, hidden in enumerate(batch.hidden):
@@ -96,7 +104,9 @@ def test_the_proposals_are_the_exact_nearest():
 
 def test_every_source_scores_what_it_proposes_as_it_ranked_it():
     parts, batch = world().parts, hydrated("home")
-    for source in retrieval(parts.snapshot, tower(2).shards, parts.settings.retrieval).sources:
+    for source in retrieval(
+        parts.snapshot, live_items(parts), tower(2).shards, parts.settings.retrieval
+    ).sources:
         retrieved = asyncio.run(source(batch))
         proposals = retrieved.proposals
         (score,) = retrieved.scores.values()
@@ -108,7 +118,9 @@ def test_every_source_scores_what_it_proposes_as_it_ranked_it():
 def test_an_item_younger_than_the_models_is_not_known_to_them():
     parts, batch = world().parts, hydrated("home")
     offsets = np.concatenate(([0], np.full(len(batch), 1))).astype(np.int32)
-    for source in retrieval(parts.snapshot, tower(2).shards, parts.settings.retrieval).sources:
+    for source in retrieval(
+        parts.snapshot, live_items(parts), tower(2).shards, parts.settings.retrieval
+    ).sources:
         (score,) = asyncio.run(source(batch)).scores.values()
         assert np.isnan(score(offsets, np.array([ITEMS + 3], np.int32))).all(), source.name
 

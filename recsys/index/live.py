@@ -1,0 +1,36 @@
+"""The changelog's meaning to an index shard: who is searched, and by which vector."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from recsys.catalog.changelog import Change
+from recsys.hashing import shard_of_rows
+from recsys.index.shard import IndexShard
+
+
+def apply_changes(
+    shard: IndexShard, changes: Sequence[tuple[int, Change]], *, number: int, shards: int, space: str
+) -> None:
+    """Makes `changes` (with their offsets) count for shard `number` of `shards`, as far as they are its own.
+
+    An upsert brings a vector of this `space` (of the model whose vectors the index holds), or leaves the
+    item the one that it has; what is not available is as good as deleted until it is. Applying the same
+    changes again, from any earlier place on, ends alike.
+    """
+    for offset, change in changes:
+        row = np.array([change.row])
+        if shard_of_rows(row, shards)[0] != number:
+            continue
+        if change.kind == "delete" or (change.item or {}).get("available") is False:
+            shard.delete(row)
+            continue
+        vector = change.vectors.get(space)
+        if vector is None:
+            shard.restore(row)
+            continue
+        try:
+            shard.upsert({change.row: vector})
+        except ValueError as error:
+            logging.getLogger(__name__).warning("changelog offset %d: %s; the old one stays", offset, error)
