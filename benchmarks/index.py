@@ -34,7 +34,7 @@ from recsys.index.shard import IndexShard
 from recsys.index.vectors import VectorArray
 
 THREADS, AT, RECALL, BATCH = 2, 200, 0.98, 32
-ROUNDS = 5
+ROUNDS = 5  # as index_peers.py has
 ENOUGH = 0.992  # recall at which a ladder ends
 PEERS = ("scann", "hnswlib", "usearch")
 SETS = ("gowalla", "drawn", "low rank")

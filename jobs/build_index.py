@@ -42,9 +42,10 @@ def run(
     if release:
         return rebuild(settings, release=release, progress=progress)
     workspace = Workspace(settings)
-    folder = workspace.folder / "index"
+    folder = workspace.folder / ("index-of-vectors" if vectors else "index")
     if vectors:
-        manifest = _build(VectorFiles(Path(vectors)), folder, settings=settings, progress=progress)
+        files = VectorFiles(Path(vectors).absolute())  # tasks have other working directories
+        manifest = _build(files, folder, settings=settings, progress=progress)
     else:
         snapshot = workspace.snapshot(workspace.windows.held_out)
         manifest = build_of(snapshot, folder, workspace=workspace, progress=progress)
@@ -52,7 +53,8 @@ def run(
 
 
 def rebuild(settings: Settings, *, release: str, progress: Progress = silent) -> dict[str, Any]:
-    """The release once more, with an index by today's settings; registered, and champion if it was."""
+    """The release once more, with an index by today's settings; registered, and champion if it was. Its
+    evaluation is still that of the release it was made from."""
     workspace = Workspace(settings)
     opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
     with TemporaryDirectory(prefix="index-", dir=workspace.folder) as folder:
@@ -62,9 +64,10 @@ def rebuild(settings: Settings, *, release: str, progress: Progress = silent) ->
         made = with_parts(
             opened, index_parts(Path(folder), of=snapshot.vectors), instead_of=INDEX, index_curve=curve
         )
-    metrics = next((r.metrics for r in workspace.registry.versions() if r.uri == opened.uri), {})
+    before = next((r for r in workspace.registry.versions() if r.uri == opened.uri), None)
+    metrics = before.metrics if before else {}
     version = workspace.registry.register(made.manifest.id, uri=made.uri, metrics=metrics)
-    promoted = release == "champion"
+    promoted = before is not None and "champion" in before.aliases
     if promoted:
         workspace.registry.promote(version)
     shared = len(made.manifest.parts.items() & opened.manifest.parts.items())

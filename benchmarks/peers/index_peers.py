@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def clocked(search: Search, queries: np.ndarray, size: int) -> float:
-    """Milliseconds a query, the best of three rounds."""
+    """Milliseconds a query, the best of five rounds."""
     count = max(64, 128 // size * size)
     rounds = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         for begin in range(0, count, size):
             search(queries[begin : begin + size])

@@ -14,7 +14,8 @@ from recsys.catalog.changelog import PARTITION, Change, Claim, Kind, Log, encode
 from recsys.catalog.following import Follower
 from recsys.errors import UnavailableError
 
-TRIES = 20
+TRIES = 20  # in a row that gain nothing
+TOGETHER = 1000  # records of a try; a follower remembers more void ones than that
 
 
 class CatalogWriter:
@@ -54,8 +55,9 @@ class CatalogWriter:
     ) -> dict[str, int]:
         rows: dict[str, int] = {}
         with self._lock:
-            for _ in range(TRIES):
-                wanted = [item_id for item_id in ids if item_id not in rows]
+            lost = 0
+            while lost < TRIES:
+                wanted = [item_id for item_id in ids if item_id not in rows][:TOGETHER]
                 if not wanted:
                     return rows
                 batch, base = uuid.uuid4().hex, self._follower.position.rows
@@ -73,5 +75,7 @@ class CatalogWriter:
                         "ask again"
                     )
                 void = set(self._follower.voided)
-                rows |= {c.item_id: c.row for c, at in zip(changes, offsets.tolist()) if at not in void}
+                held = {c.item_id: c.row for c, at in zip(changes, offsets.tolist()) if at not in void}
+                rows |= held
+                lost = 0 if held else lost + 1
         raise UnavailableError(f"{TRIES} claims of rows were lost to other writers; ask again")

@@ -12,7 +12,7 @@ from functools import partial
 import faiss
 import numpy as np
 
-from recsys.errors import SettingsError
+from recsys.errors import DataError, SettingsError
 from recsys.index.cells import SAMPLE, Cells, sample_by_length
 from recsys.index.factory import ShardType
 from recsys.index.vectors import VectorStream
@@ -112,7 +112,11 @@ def _add_all(stream: VectorStream, add: Callable[[np.ndarray], object]) -> np.nd
         if len(own):
             add(np.ascontiguousarray(vectors, np.float32))
             rows.append(own)
-    return np.concatenate(rows).astype(np.int32)
+    found = np.concatenate(rows)
+    if len(np.unique(found)) != len(found):
+        twice = np.sort(found)[1:][np.diff(np.sort(found)) == 0][0]
+        raise DataError(f"item row {twice} has two vectors; give each item one")
+    return found.astype(np.int32)
 
 
 def _add(index: faiss.IndexIVF, cells: Cells, vectors: np.ndarray) -> None:

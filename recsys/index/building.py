@@ -63,8 +63,9 @@ def build_index(
     each: Each = one_by_one,
     progress: Progress = silent,
 ) -> IndexManifest:
-    """Writes the index of `stream` into `folder`. `queries` float32 [Q, D] are real ones that no model was
-    trained on; without any, items stand in for them, as those who ask for similar ones do.
+    """Writes the index of `stream` into `folder`. `queries` float32 [Q, D] are real ones; without
+    any, items stand in for them, as those who ask for similar ones do. The half by which recall is reported
+    is held out of the tuning, not of the model's training.
 
     Where no item has a vector the index is empty. Raises RecallError if no setting finds enough,
     CapacityError, SettingsError, DataError.
@@ -76,7 +77,9 @@ def build_index(
     kind = shard_type(
         settings.factory, items=int(sizes.max()), dimensions=stream.dimensions, memory_mb=settings.memory_mb
     )
-    kinds = [kind if size >= FEW else ShardType() for size in sizes.tolist()]
+    kinds = [
+        replace(kind, cells=min(kind.cells, size)) if size >= FEW else ShardType() for size in sizes.tolist()
+    ]
     shards = [
         _Shard(
             number,
@@ -100,7 +103,7 @@ def build_index(
     )
     point = choose(found, recall=settings.recall, what=f"an index of {sizes.sum():,} items, {kind},")
     manifest = IndexManifest(
-        factory=str(kind if kind in kinds else ShardType()),
+        factory=str(kind if sizes.max() >= FEW else ShardType()),
         dimensions=stream.dimensions,
         items=int(sizes.sum()),
         shards=tuple(ShardFile(int(size), written) for size, (_, written) in zip(sizes, built)),
@@ -162,5 +165,7 @@ def _questions(stream: VectorStream, queries: np.ndarray | None, *, count: int, 
         if len(asking):
             order = np.random.default_rng(seed).permutation(len(asking))[:count]
             return np.ascontiguousarray(asking[order], np.float32)
-    items = sample_by_length(stream.blocks(), count=count, seed=seed)
-    return items.reshape(-1, stream.dimensions)
+    items = sample_by_length(stream.blocks(), count=count, seed=seed).reshape(-1, stream.dimensions)
+    return items[
+        np.random.default_rng(seed).permutation(len(items))
+    ]  # they came by age: halves must not differ

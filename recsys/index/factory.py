@@ -4,7 +4,7 @@
     IVF1024,Flat                 inverted file                         4 D + 8
     IVF1024,SQfp16               with half floats                      2 D + 8
     IVF1024,SQ8                  a byte a number                       D + 8
-    IVF1024,PQ32x4fs,Refine(SQfp16)   fast scan of 4-bit codes, the best judged again   2.25 D + 8
+    IVF1024,PQ32x4fs,Refine(SQfp16)   fast scan of 32 4-bit codes, the best judged again   2 D + 24
     HNSW32                       graph                                 4 D + 264
 
 `IVF,...` takes as many cells as suit the shard. Decides what the automatic choice goes by: the sizes

@@ -23,14 +23,18 @@ def apply_changes(
         row = np.array([change.row])
         if shard_of_rows(row, shards)[0] != number:
             continue
+        if change.kind == "upsert":
+            _put(shard, change, offset, space)
         if change.kind == "delete" or (change.item or {}).get("available") is False:
             shard.delete(row)
-            continue
-        vector = change.vectors.get(space)
-        if vector is None:
-            shard.restore(row)
-            continue
+
+
+def _put(shard: IndexShard, change: Change, offset: int, space: str) -> None:
+    vector = change.vectors.get(space)
+    if vector is not None:
         try:
             shard.upsert({change.row: vector})
+            return
         except ValueError as error:
             logging.getLogger(__name__).warning("changelog offset %d: %s; the old one stays", offset, error)
+    shard.restore(np.array([change.row]))

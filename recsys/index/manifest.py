@@ -40,7 +40,6 @@ class IndexManifest:
     recall: float  # with this setting, of queries that the choice never saw
     queries: int
     vectors: str  # fingerprint of the vectors that it holds
-    metric: str = "inner_product"
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()

@@ -5,18 +5,16 @@ from typing import Literal
 
 from recsys.errors import SettingsError
 
-AUTO = "auto"
-
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    factory: str = AUTO  # FAISS's name of a shard's type; auto = the fastest that memory_mb allows
+    factory: str = "auto"  # FAISS's name of a shard's type; auto = the fastest that memory_mb allows
     shards: int = 2
     recall: float = 0.98  # that a build must reach: the share of the `at` nearest items that it finds
     at: int = 200
     queries: int = 2000  # held-out ones by which it is tuned and judged, one half each
     memory_mb: float | None = None  # that one shard may take; null = no bound
-    device: Literal["cpu", "cuda"] = "cpu"  # that searches
+    device: Literal["cpu", "cuda"] = "cpu"  # that finds the exact neighbors of a build
 
     def __post_init__(self) -> None:
         if min(self.shards, self.at, self.queries) < 1:

@@ -3,7 +3,7 @@
 An item stands in the built part by its position there, or in the fresh segment, never in both alive.
 Deleted ones are tombstones that the search passes over, as it does what a filter does not allow; where it
 then finds too few, it looks further until it has k or has seen all. FAISS marks a missing neighbor with
--1; so do we, and nothing else. A replica answers one batch at a time, so FAISS gets one thread.
+-1; so do we, and nothing else. FAISS takes as many threads as OMP_NUM_THREADS says: one, in a replica.
 """
 
 import threading
@@ -77,7 +77,6 @@ class IndexShard:
         is told, as FAISS's indexes on a CPU do and those on a GPU don't."""
         if len(rows) != index.ntotal:
             raise ReleaseError(f"an index of {index.ntotal} items has rows of {len(rows)}: build it anew")
-        faiss.omp_set_num_threads(1)
         self.index, self.dials, self.selects = index, Dials.of(index), selects
         self.fresh = FreshSegment(index.d)
         self._rows = np.append(rows, -1).astype(np.int32)  # position -1 is FAISS's "none"
@@ -147,26 +146,29 @@ class IndexShard:
         return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
     def _search_built(self, queries: np.ndarray, k: int, only: Filter | None) -> Answer:
+        first = None
         if not self._dead and only is None:
-            scores, positions = self.index.search(queries, k)
+            first = scores, positions = self.index.search(queries, k)
             # A ufunc: `min` would take as long as naming the rows.
             if not positions.size or np.minimum.reduce(positions[:, -1]) >= 0:
                 return self._rows[positions], scores
         selected = self._selected(only)
-        search = self._select if self.selects else self._over_fetch
-        scores, positions = search(queries, k, selected)
+        if self.selects:
+            scores, positions = self._select(queries, k, selected, first)
+        else:
+            scores, positions = self._over_fetch(queries, k, selected)
         if positions.size and positions[:, -1].min() < 0:  # the missing are the last of a line
             scores = np.where(positions < 0, np.float32(-np.inf), scores)
         return self._rows[positions], scores
 
-    def _select(self, queries: np.ndarray, k: int, selected: _Selected) -> Answer:
+    def _select(self, queries: np.ndarray, k: int, selected: _Selected, first: Answer | None) -> Answer:
         """Scores and positions of what is selected, -1 = none. As thorough as it takes: at first as many of
-        the selected are looked at as would be of all."""
+        the selected are looked at as would be of all. `first`: what that found, if it was done."""
         wanted, effort = min(k, selected.count), len(self._alive) / max(selected.count, 1)
         if selected.first is None:
             selected.first = self.dials.search_of(selected.selector, effort=effort)
         search = selected.first
-        scores, positions = search(queries, k)
+        scores, positions = search(queries, k) if first is None else first
         while wanted and not search.all_seen and (few := np.flatnonzero(positions[:, wanted - 1] < 0)).size:
             effort *= WIDER
             search = self.dials.search_of(selected.selector, effort=effort)
@@ -207,7 +209,7 @@ class IndexShard:
             self.fresh.set_alive(row, alive)
             return
         rows = self._rows[:-1]
-        place = np.searchsorted(rows, row, sorter=self._order)
+        place = np.searchsorted(rows, np.int32(row), sorter=self._order)  # of another type it copies all rows
         if place == len(rows) or rows[position := int(self._order[place])] != row:
             return
         if self._alive[position] != alive:
@@ -241,7 +243,9 @@ def open_shard(index: Path, rows: Path, *, manifest: IndexManifest, number: int)
         # FAISS maps a file that was cut off and crashes on it, so its size is looked at first.
         found, expected = index.stat().st_size + rows.stat().st_size, manifest.shards[number].bytes
         if found != expected:
-            raise ReleaseError(f"{index} was cut off ({found} bytes, not {expected}): build the index anew")
+            raise ReleaseError(
+                f"{index} and its rows have {found:,} bytes, not {expected:,}: build the index anew"
+            )
         read = faiss.read_index(str(index), faiss.IO_FLAG_MMAP_IFC)
         return LocalShard(str(number), IndexShard(read, np.load(rows), setting=manifest.setting))
     except (RuntimeError, OSError, ValueError) as error:

@@ -76,14 +76,16 @@ def probe(
 def points(shards: Sequence[Sequence[Probe]], *, nearest: np.ndarray, at: int) -> list[Point]:
     """The shards' probes put together. Where a shard stopped looking, what it found last stands for more."""
     wanted = np.minimum((nearest >= 0).sum(1), at)
-    half = len(nearest) // 2
+    half = max(len(nearest) // 2, 1)  # of a single query both are it
     settings = {tuple(sorted(p.setting.items())): p.setting for shard in shards for p in shard}
+    if len(settings) > 1:
+        settings.pop((), None)  # that of shards that are exact, whatever the others are turned to
     found_points = []
     for setting in settings.values():
         each = [_as_thorough(shard, setting) for shard in shards]
         got = np.minimum(sum(p.found for p in each), wanted)
         recall = np.where(wanted, got / np.maximum(wanted, 1), 1.0)
-        chosen_by, others = recall[: max(half, 1)], recall[half:]
+        chosen_by, others = recall[:half], recall[half:] if len(recall) > 1 else recall
         error = float(chosen_by.std() / np.sqrt(len(chosen_by))) if len(chosen_by) else 0.0
         ms = float(np.mean([p.ms for p in each]))
         found_points.append(Point(setting, _mean(chosen_by), error, _mean(others), ms))
@@ -98,12 +100,12 @@ def choose(found: Sequence[Point], *, recall: float, what: str) -> Point:
             enough.setdefault(_others(point.setting), point)
     if enough:
         return min(enough.values(), key=lambda point: point.ms)
-    best = max(found, key=lambda point: point.recall)
+    best = max(found, key=lambda point: point.recall - point.error)
     told = ", ".join(f"{name} {value:g}" for name, value in best.setting.items())
     raise RecallError(
-        f"{what} reaches a recall of {best.recall:.4f} at the best ({told or 'no setting'}; "
-        f"{best.ms:.2f} ms a query), not {recall:g}: lower index.recall, or set index.factory to a type that "
-        "keeps more of a vector (IVF,SQfp16 or Flat)"
+        f"{what} reaches a recall of {best.recall:.4f} less an error of {best.error:.4f} at the best "
+        f"({told or 'no setting'}; {best.ms:.2f} ms a query), not {recall:g}: lower index.recall, or set "
+        "index.factory to a type that keeps more of a vector (IVF,SQfp16 or Flat)"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.errors import DataError
@@ -65,12 +66,19 @@ class VectorFiles:
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"no *.parquet in {self.path}; give a folder of vectors, or a file")
+        width = 0
         for file in files:
             try:
                 with pq.ParquetFile(file) as opened:
                     for batch in opened.iter_batches(BLOCK, columns=["row", "vector"]):
-                        yield _known(*_columns(batch, file))
-            except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+                        rows, vectors = _columns(batch, file)
+                        width = width or vectors.shape[1]
+                        if vectors.shape[1] != width:
+                            raise DataError(
+                                f"{file}: vectors of {vectors.shape[1]} numbers, before of {width}"
+                            )
+                        yield _known(rows, vectors)
+            except (pa.ArrowInvalid, KeyError, OSError) as error:
                 raise DataError(f"{file} holds no vectors (columns row and vector): {error}") from error
 
 
@@ -116,11 +124,14 @@ def write_vectors(path: Path, vectors: np.ndarray, *, rows: np.ndarray | None = 
 
 
 def _columns(batch: pa.RecordBatch, file: Path) -> Block:
-    lists = batch.column("vector")
-    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    if lists.null_count or len(flat) % max(len(lists), 1):
+    rows, lists = batch.column("row"), batch.column("vector")
+    lengths = pc.unique(pc.list_value_length(lists))
+    if len(lists) and (lists.null_count or len(lengths) != 1):
         raise DataError(f"{file}: vectors of unlike lengths; give each item as many numbers")
-    return batch.column("row").to_numpy(), flat.reshape(len(lists), -1)
+    if not pa.types.is_integer(rows.type) or rows.null_count:
+        raise DataError(f"{file}: rows are {rows.type}, some may be null; they must be whole numbers")
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return rows.cast(pa.int32()).to_numpy(), flat.reshape(len(lists), -1)
 
 
 def _known(rows: np.ndarray, vectors: np.ndarray) -> Block:

@@ -1,9 +1,9 @@
 """The items that a request path knows, by row: those of its release, and what the catalog says since.
 
-An item that changes gets a new line of `frame`; which line is an item's, `line` knows, so that a change
-costs as little in a catalog of millions, and whoever computes something of an item's columns does so once
-for each line. Rows that nobody described here yet are known as such: an index shard may have read further
-in the changelog than this process. One thread changes it; others may read meanwhile.
+An item that changes gets a new line of `frame`; which line is an item's, `line` knows, so that whoever
+computes something of an item's columns does so once for each line. Rows that nobody described here yet are
+known as such: an index shard may have read further in the changelog than this process. One thread changes
+it; another one may read meanwhile.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Growing:
 class LiveItems:
     def __init__(self, frame: pl.DataFrame, *, vectors: np.ndarray, category: np.ndarray) -> None:
         """`frame`: the item contract and `category`, a line for each of V rows; `vectors` float32 [V, D] and
-        `category` int32 [V] (-1 = none) by row. The arrays are its own from here on."""
+        `category` int32 [V] (-1 = none) by row. It writes into the arrays."""
         self.frame = frame
         self.line = Growing(np.arange(len(frame), dtype=np.int32), beyond=UNKNOWN)
         self.vectors = Growing(vectors, beyond=0.0)
@@ -65,8 +65,9 @@ class LiveItems:
         # Before any line of it is known, so that a reader never has a line without its columns.
         self.frame = pl.concat([self.frame, items.select(self.frame.columns).cast(self.frame.schema)])
         for place, (row, name) in enumerate(zip(rows, items["category"].to_list())):
-            code = -1 if not name else self._codes.setdefault(name, max(self._codes.values(), default=-1) + 1)
-            self.category.put(row, code)
+            if name and name not in self._codes:
+                self._codes[name] = max(self._codes.values(), default=-1) + 1
+            self.category.put(row, self._codes[name] if name else -1)
             if row in vectors:
                 self.vectors.put(row, vectors[row])
             self.line.put(row, first + place)

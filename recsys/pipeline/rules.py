@@ -90,14 +90,19 @@ class Rules:
         """What is known of all lines; of new ones from now on."""
         known = len(self._judged.static)
         if known < len(frame):
-            new = frame[known:]
-            try:
-                judged = self._judge(new)
-            except RuleError as error:  # of an item that somebody upserted: it must not close the shop
-                logging.getLogger(__name__).error("%s: the items of its upsert are not shown", error)
-                judged = self._judge(new, closed=True)
-            self._judged = self._judged.extended(judged)
+            self._judged = self._judged.extended(self._judge_safely(frame[known:]))
         return self._judged
+
+    def _judge_safely(self, frame: pl.DataFrame) -> _Judged:
+        """An item on which a rule fails is not shown; it must not close the shop, nor hide others."""
+        try:
+            return self._judge(frame)
+        except RuleError as error:
+            if len(frame) == 1:
+                logging.getLogger(__name__).error("%s: item %s is not shown", error, frame["item_id"][0])
+                return self._judge(frame, closed=True)
+            half = len(frame) // 2
+            return self._judge_safely(frame[:half]).extended(self._judge_safely(frame[half:]))
 
     def _judge(self, frame: pl.DataFrame, *, closed: bool = False) -> _Judged:
         """`closed`: all of it is removed. Raises RuleError."""

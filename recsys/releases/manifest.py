@@ -82,8 +82,8 @@ def _write_manifest(artifacts: Path, hashes: Mapping[str, str], facts: Mapping[s
     return Release(manifest, artifacts)
 
 
-def open_release(uri: str | Path, *, only: str = "") -> Release:
-    """The release of a manifest, every part verified; with `only`, those whose names start so. Raises
+def open_release(uri: str | Path, *, only: tuple[str, ...] = ("",)) -> Release:
+    """The release of a manifest, every part verified whose name starts as one of `only`. Raises
     ReleaseError."""
     path = Path(uri)
     try:

@@ -251,15 +251,14 @@ def test_what_the_catalog_says_counts_from_then_on():
     assert judged(5) == [Removal.DELETED, 0, Removal.AGE, Removal.UNAVAILABLE, 0]
 
 
-def test_an_upsert_on_which_a_rule_fails_removes_its_items_and_no_others():
+def test_an_item_on_which_a_rule_fails_is_removed_and_no_other():
     known = live(items({"title": "4"}))
     stage = Rules(known, [Rule("number", "CAST(title AS INT) > 3")])
     known.upsert([1], items({"title": "mug"}), {})
     known.upsert([2], items({"title": "2"}), {})
-    first = stage(request(), every_item(3)).removed_by.tolist()
-    assert first == [Removal.RULE, Removal.RULE, Removal.RULE]  # both came since it was last asked
-    known.upsert([2], items({"title": "2"}), {})
-    assert stage(request(), every_item(3)).removed_by.tolist() == [Removal.RULE, Removal.RULE, 0]
+    known.upsert([3, 4], items({"title": "5"}, {"title": "1"}), {})
+    expected = [Removal.RULE, Removal.RULE, 0, Removal.RULE, 0]
+    assert stage(request(), every_item(5)).removed_by.tolist() == expected
 
 
 def test_a_country_that_some_visitors_lack():
