@@ -27,7 +27,7 @@ from benchmarks.environments import python_of
 from benchmarks.index_data import LikeFactors, Vectors, factors, low_rank
 from benchmarks.report import arguments, report
 from recsys.index.build import build_shard
-from recsys.index.dials import Dials
+from recsys.index.dials import Dials, told
 from recsys.index.exact import exact_neighbors
 from recsys.index.factory import shard_type
 from recsys.index.shard import IndexShard
@@ -86,9 +86,9 @@ def compare(data: Vectors, folder: Path, *, peers: Sequence[str]) -> list[Conten
         )
         if done.returncode:
             raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
-        told = json.loads((folder / "found.json").read_text())
-        points = [Point(**point) for point in told["points"]]
-        found.append(Contender(peer, points, told["build_s"], told["bytes"]))
+        theirs = json.loads((folder / "found.json").read_text())
+        points = [Point(**point) for point in theirs["points"]]
+        found.append(Contender(peer, points, theirs["build_s"], theirs["bytes"]))
     return found
 
 
@@ -108,7 +108,7 @@ def ours(data: Vectors, nearest: np.ndarray) -> list[Contender]:
     searches = [lambda queries: shard.search(queries, AT)[0], searching(built.index)]
     points = climb(shard, data.queries, nearest, searches)
     raw = Contender("raw FAISS, the same index", points[1], seconds, _bytes(built.index))
-    alike = next((p.setting for p in points[0] if raw.chosen and p.setting == raw.chosen.setting), None)
+    alike = raw.chosen.setting if raw.chosen else None
     return [Contender(f"ours, {kind}", points[0], seconds, _bytes(built.index), alike), raw]
 
 
@@ -132,14 +132,13 @@ def climb(
     for ladder in dials.ladders(AT):
         for setting in ladder:
             turned.turn(setting)
-            told = ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "exact"
             times = zip(clocked(searches, queries, 1), clocked(searches, queries, BATCH))
             for own, search, (ms, batch_ms) in zip(points, searches, times):
                 found = search(queries)
                 hit = np.array([len(np.intersect1d(a, b)) / AT for a, b in zip(found, nearest)])
                 half = len(hit) // 2
                 recall, error = float(hit[:half].mean()), float(hit[:half].std() / np.sqrt(half))
-                own.append(Point(told, recall, error, float(hit[half:].mean()), ms, batch_ms))
+                own.append(Point(told(setting), recall, error, float(hit[half:].mean()), ms, batch_ms))
             if recall >= ENOUGH:  # of the last one, which does not look further by itself
                 break
     return points
@@ -225,8 +224,6 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="these; otherwise all")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw recall against time there, too")
     options = parser.parse_args()
-    if not (options.data / "train.txt").is_file():
-        raise SystemExit(f"error: no train.txt in {options.data}; give --data gowalla's folder")
     faiss.omp_set_num_threads(THREADS)
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     real, many = factors(options.data), 100_000 if options.quick else 1_000_000

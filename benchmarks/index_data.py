@@ -28,6 +28,8 @@ class Vectors:
 
 def factors(folder: Path) -> Vectors:
     """iALS with 64 factors, fitted on gowalla's training pairs; the queries are its users."""
+    if not (folder / "train.txt").is_file():
+        raise SystemExit(f"error: no train.txt in {folder}; give --data gowalla's folder")
     (problem,) = read_problems("adjacency", folder)
     log = problem.train
     found = Ials(factors=D, regularization=0.01, epochs=8).fit(log, seed=0).export()

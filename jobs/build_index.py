@@ -103,10 +103,9 @@ def real_queries(workspace: Workspace, snapshot: Snapshot) -> np.ndarray | None:
     users = random.permutation(log.user_ids)[: 2 * settings.index.queries]  # some have no past yet
     batch = batch_of(users.tolist(), scene=next(iter(scenes)), now=now, n=1)
     batch = asyncio.run(Hydration(PointInTimeUsers(log, now), scenes, snapshot.category)(batch))
-    past = np.flatnonzero(batch.histories.counts)
-    return snapshot.models.encoder.encode(batch.histories, now=batch.now, user_features=batch.user_features)[
-        past
-    ]
+    encoder, features = snapshot.models.encoder, batch.user_features
+    queries = encoder.encode(batch.histories, now=batch.now, user_features=features)
+    return queries[batch.histories.counts > 0]
 
 
 def by_ray_tasks(progress: Progress) -> Each:

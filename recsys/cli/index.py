@@ -18,6 +18,7 @@ def inspect(
 ) -> None:
     """Type, shards, bytes, and what each setting finds in what time."""
     from recsys.evaluation.plot import plot_recall_curve
+    from recsys.index.dials import told
     from recsys.index.manifest import curve_of
     from recsys.releases.parts import index_manifest
     from recsys.releases.registry import resolve
@@ -27,11 +28,10 @@ def inspect(
     opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
     index, curve = index_manifest(opened), curve_of(opened.manifest.index_curve)
     console = Console()
-    told = ", ".join(f"{name} {value:g}" for name, value in index.setting.items()) or "exact"
     console.print(
         f"[bold]{index.factory}[/bold] of release {opened.manifest.id}: {index.items:,} of "
         f"{opened.manifest.items:,} items have a vector of {index.dimensions} dimensions\n"
-        f"searched with {told}: recall@{index.at} {index.recall:.4f} of held-out queries "
+        f"searched with {told(index.setting)}: recall@{index.at} {index.recall:.4f} of held-out queries "
         f"({index.asked:g} was asked)",
         highlight=False,
     )

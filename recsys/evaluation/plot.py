@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recsys.index.dials import told
 from recsys.index.manifest import IndexManifest
 from recsys.index.tuning import Point
 
@@ -59,9 +60,10 @@ def plot_recall_curve(manifest: IndexManifest, curve: Sequence[Point], path: Pat
     for factor, ladder in ladders.items():
         name = None if factor is None else f"k_factor {factor:g}"
         axis.plot([p.held_out for p in ladder], [p.ms for p in ladder], "o-", ms=3, lw=1, label=name)
-    told = ", ".join(f"{name} {value:g}" for name, value in manifest.setting.items()) or "exact"
     chosen = next(point for point in curve if point.setting == manifest.setting)
-    axis.plot(chosen.held_out, chosen.ms, "s", ms=8, color=EMPHASIS, label=f"chosen: {told}")
+    axis.plot(
+        chosen.held_out, chosen.ms, "s", ms=8, color=EMPHASIS, label=f"chosen: {told(manifest.setting)}"
+    )
     axis.axvline(manifest.asked, color="0.6", lw=1, ls="--", label=f"asked: {manifest.asked:g}")
     axis.set_yscale("log")
     axis.set_xlabel(f"recall@{manifest.at} of held-out queries")

@@ -166,6 +166,5 @@ def _questions(stream: VectorStream, queries: np.ndarray | None, *, count: int, 
             order = np.random.default_rng(seed).permutation(len(asking))[:count]
             return np.ascontiguousarray(asking[order], np.float32)
     items = sample_by_length(stream.blocks(), count=count, seed=seed).reshape(-1, stream.dimensions)
-    return items[
-        np.random.default_rng(seed).permutation(len(items))
-    ]  # they came by age: halves must not differ
+    mixed = np.random.default_rng(seed).permutation(len(items))  # they came by age: halves must not differ
+    return items[mixed]

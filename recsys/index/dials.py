@@ -6,7 +6,6 @@ are judged again by the refined vectors), `efSearch` (how wide a graph is search
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import ceil
 from typing import Any, Self
 
@@ -16,6 +15,11 @@ import numpy as np
 Setting = Mapping[str, float]
 K_FACTORS = (1, 2, 4, 8, 16)
 GRAPH_SHARE = 0.1  # of all vectors: a graph that would be searched wider is not used
+
+
+def told(setting: Setting) -> str:
+    """As people read it."""
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Dials:
         if self.graph is not None:
             yield [{"efSearch": width} for width in _ladder(at, max(64 * at, 2), most=self.index.ntotal)]
         elif self.cells is not None:
-            probes = list(_ladder(1, self.cells.nlist, most=self.cells.nlist))
+            probes = _ladder(1, self.cells.nlist, most=self.cells.nlist)
             for factor in K_FACTORS if self.refine else (None,):
                 more = {} if factor is None else {"k_factor": factor}
                 yield [{"nprobe": probe, **more} for probe in probes]
@@ -96,4 +100,4 @@ def _ladder(first: int, last: int, *, most: int) -> list[int]:
         rungs.append(min(round(at), most))
         at = max(at * 1.2, at + 1)
     rungs.append(min(last, most))
-    return [one for one, other in pairwise([*rungs, 0]) if one != other]
+    return list(dict.fromkeys(rungs))

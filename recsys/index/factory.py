@@ -29,7 +29,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ShardType:
-    """A factory string, understood. Made by `understood` or `chosen`."""
+    """A factory string, understood. Made by `shard_type` or `chosen`."""
 
     cells: int = 0  # of an inverted file; 0 = none
     scalar: str = ""  # how numbers are kept in its cells or, alone, exactly; "" = product quantization, graph

@@ -25,9 +25,8 @@ class FreshSegment:
         """Adds the vector float32 [D] of an item row, or replaces it; it is alive."""
         place = self._place.setdefault(row, len(self._place))
         if place == len(self._rows):
-            self._vectors = np.concatenate([self._vectors, np.zeros_like(self._vectors)])
-            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-            self._alive = np.concatenate([self._alive, np.zeros_like(self._alive)])
+            full = self._vectors, self._rows, self._alive
+            self._vectors, self._rows, self._alive = (np.concatenate([a, np.zeros_like(a)]) for a in full)
         self._vectors[place], self._rows[place] = vector, row
         self.set_alive(row, True)
 

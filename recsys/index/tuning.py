@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from recsys.errors import RecallError
-from recsys.index.dials import Dials, Setting
+from recsys.index.dials import Dials, Setting, told
 
 TIMED_QUERIES = 100
 SATURATED = 0.999  # of what a shard holds; to look further shows nothing
@@ -101,10 +101,9 @@ def choose(found: Sequence[Point], *, recall: float, what: str) -> Point:
     if enough:
         return min(enough.values(), key=lambda point: point.ms)
     best = max(found, key=lambda point: point.recall - point.error)
-    told = ", ".join(f"{name} {value:g}" for name, value in best.setting.items())
     raise RecallError(
         f"{what} reaches a recall of {best.recall:.4f} less an error of {best.error:.4f} at the best "
-        f"({told or 'no setting'}; {best.ms:.2f} ms a query), not {recall:g}: lower index.recall, or set "
+        f"({told(best.setting)}; {best.ms:.2f} ms a query), not {recall:g}: lower index.recall, or set "
         "index.factory to a type that keeps more of a vector (IVF,SQfp16 or Flat)"
     )
 

@@ -137,8 +137,7 @@ def _columns(batch: pa.RecordBatch, file: Path) -> Block:
 def _known(rows: np.ndarray, vectors: np.ndarray) -> Block:
     square = np.einsum("nd,nd->n", vectors, vectors)
     if np.isinf(square).any():
-        raise DataError(
-            f"the vector of item row {rows[np.isinf(square)][0]} is infinite; train the model anew"
-        )
+        row = rows[np.isinf(square)][0]
+        raise DataError(f"the vector of item row {row} is infinite; train the model anew")
     known = square > 0  # not so for NaN
     return (rows, vectors) if known.all() else (rows[known], vectors[known])

@@ -30,26 +30,28 @@ def visited(index: faiss.IndexIVF, queries: np.ndarray, nearest: np.ndarray, rec
     raise AssertionError("never")
 
 
-def test_long_vectors_are_found_among_fewer():
-    vectors, queries = unlike(), unlike(200, seed=1)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+def visited_by_both(vectors: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
+    """(with our cells, with FAISS's own) for a recall of .98."""
     nearest = np.argsort(-(queries @ vectors.T), axis=1)[:, :50]
     theirs = faiss.index_factory(D, f"IVF{CELLS},Flat", faiss.METRIC_INNER_PRODUCT)
     theirs.train(vectors)
     theirs.add(vectors)
     ours = build_shard(VectorArray(vectors), ShardType(CELLS, "Flat")).index
-    assert visited(ours, queries, nearest, 0.98) < 0.5 * visited(theirs, queries, nearest, 0.98)
+    return visited(ours, queries, nearest, 0.98), visited(theirs, queries, nearest, 0.98)
+
+
+def test_long_vectors_are_found_among_fewer():
+    vectors, queries = unlike(), unlike(200, seed=1)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    ours, theirs = visited_by_both(vectors, queries)
+    assert ours < 0.5 * theirs
 
 
 def test_vectors_of_one_length_lose_nothing():
     vectors, queries = unlike(seed=3), unlike(200, seed=4)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    nearest = np.argsort(-(queries @ vectors.T), axis=1)[:, :50]
-    theirs = faiss.index_factory(D, f"IVF{CELLS},Flat", faiss.METRIC_INNER_PRODUCT)
-    theirs.train(vectors)
-    theirs.add(vectors)
-    ours = build_shard(VectorArray(vectors), ShardType(CELLS, "Flat")).index
-    assert visited(ours, queries, nearest, 0.98) < 1.1 * visited(theirs, queries, nearest, 0.98)
+    ours, theirs = visited_by_both(vectors, queries)
+    assert ours < 1.1 * theirs
 
 
 @pytest.mark.parametrize("scalar", ["Flat", "SQfp16"])
