@@ -98,12 +98,12 @@ def graph(
     shards = {}
     if placement.shards == "deployment":
         for number in range(len(index_manifest(release).shards)):
-            shards[str(number)] = _named(IndexShard, f"Shard{number}").bind(uri, number)
+            shards[str(number)] = _named(IndexShard, f"Shard{number}").bind(uri, number, options.bus)
     steps = {}
     for step, place in placement:
         if step != "shards" and place == "deployment":
             used = shards if step == "retrieval" else {}
-            steps[step] = _named(Stage, step.capitalize()).bind(uri, step, used)
+            steps[step] = _named(Stage, step.capitalize()).bind(uri, step, used, options.bus)
     streamer = _named(FeatureStreamer, "FeatureStreamer").bind(
         uri,
         online_store_url=options.online_store_url,

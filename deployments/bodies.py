@@ -1,11 +1,11 @@
 """What the HTTP endpoints read and answer. An unknown field is an error that names it."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from recsys.pipeline.items import Names
 from recsys.types import Slate
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -37,6 +37,37 @@ class SimilarRequest(Body):
     item_id: Id
     n: int | None = None
     country: Annotated[str, Field(max_length=64)] | None = None
+    category: Annotated[str, Field(max_length=256)] | None = None
+
+
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+LongText = Annotated[str, Field(max_length=1000)]
+Texts = Annotated[list[Text], Field(max_length=250)]
+Moment = Annotated[AwareDatetime, Field(strict=False)]
+
+
+class Item(Body):
+    """What is not said is not known: a record replaces the one before. When it was published is said once."""
+
+    item_id: Id
+    title: LongText | None = None
+    categories: Texts | None = Field(None, description="the first is the primary one")
+    tags: Texts | None = None
+    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    available: bool | None = None
+    min_age: Annotated[int, Field(ge=0, le=150)] | None = None
+    countries_allowed: Texts | None = Field(None, description="null or empty = all")
+    countries_blocked: Texts | None = None
+    published_at: Moment | None = Field(None, description="null = now, of an item that is new")
+    expires_at: Moment | None = None
+    attributes: Annotated[dict[Text, LongText], Field(max_length=100)] | None = None
+    vector: Annotated[list[float], Field(max_length=4096)] | None = Field(
+        None, description="in the space of the served release; null = of its content"
+    )
+
+
+class ItemsRequest(Body):
+    items: Annotated[list[Item], Field(min_length=1, max_length=1000)]
 
 
 class ErrorDetail(BaseModel):
@@ -79,6 +110,21 @@ class SimilarAnswer(BaseModel):
     degraded: list[str]
 
 
+class ItemResult(BaseModel):
+    item_id: str
+    vector: str = Field(description="given, content, kept (it had one), or none: nothing finds it")
+
+
+class ItemsAnswer(BaseModel):
+    release: str
+    items: list[ItemResult]
+
+
+class DeletedAnswer(BaseModel):
+    item_id: str
+    deleted: bool
+
+
 class EventResult(BaseModel):
     event_id: str | None
     status: str = Field(description="accepted: it is on the bus; rejected: see reason")
@@ -91,10 +137,9 @@ class EventsAnswer(BaseModel):
     results: list[EventResult]
 
 
-def slate_body(
-    slate: Slate, *, release: str, ids: Sequence[str], titles: Sequence[str | None]
-) -> dict[str, Any]:
-    """A RecommendationsAnswer as plain values: the hot path validates nothing that we made ourselves."""
+def slate_body(slate: Slate, *, release: str, names: Names) -> dict[str, Any]:
+    """A RecommendationsAnswer as plain values: the hot path validates nothing that we made ourselves. An item
+    that a step elsewhere knows before this process does is left out."""
     return {
         "slate_id": slate.slate_id,
         "user_id": slate.user_id,
@@ -102,13 +147,13 @@ def slate_body(
         "release": release,
         "items": [
             {
-                "item_id": ids[entry.item],
-                "title": titles[entry.item],
+                "item_id": names.ids[entry.item],
+                "title": names.titles[entry.item],
                 "score": None if math.isnan(entry.score) else entry.score,
                 "sources": [source.label for source in entry.sources],
                 "position": place,
             }
-            for place, entry in enumerate(slate.items, start=1)
+            for place, entry in enumerate((e for e in slate.items if e.item < len(names.ids)), start=1)
         ],
         "arms": dict(slate.arms),
         "degraded": list(slate.degraded),

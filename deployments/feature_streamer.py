@@ -8,6 +8,7 @@ other error ends the thread, fails the health check and lets Serve start a new r
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -15,7 +16,9 @@ import polars as pl
 import pyarrow as pa
 from ray import serve
 
+from deployments.catalog_tail import CatalogTail
 from deployments.metrics import StreamerMetrics
+from recsys.catalog.changelog import Change
 from recsys.errors import UnavailableError
 from recsys.events.batch import Batch
 from recsys.events.bus import BusSettings, open_bus
@@ -24,7 +27,9 @@ from recsys.events.validation import ValidationSettings
 from recsys.events.wire import Decoder
 from recsys.features.online import OnlineStore
 from recsys.features.streaming import Applied, follow
+from recsys.pipeline.items import Names
 from recsys.releases.manifest import open_release
+from recsys.releases.parts import ITEMS
 
 PAUSE_S = 0.5  # before the next try while Redis or the bus is away
 
@@ -47,13 +52,17 @@ class FeatureStreamer:
         self.online_store_url, self.time_to_live_s = online_store_url, time_to_live_s
         self.bus, self.validation, self.event_types, self.horizon_s = bus, validation, event_types, horizon_s
         opened = open_release(release)
-        ids = pl.read_parquet(opened.path("items.parquet"), columns=["item_id"])["item_id"]
-        self.rows = {item_id: row for row, item_id in enumerate(ids)}
+        ids = pl.read_parquet(opened.path(ITEMS), columns=["item_id"])["item_id"].to_list()
+        self.names = Names(ids, [None] * len(ids))
+        self.tail = CatalogTail(opened, self._named, bus=bus, what="feature streamer")
         self.metrics = StreamerMetrics()
         self.stopping = threading.Event()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, name="feature-streamer", daemon=True)
         self.thread.start()
+
+    def _named(self, changes: Sequence[tuple[int, Change]]) -> None:
+        self.names.apply([change for _, change in changes])
 
     def _run(self) -> None:
         while not self.stopping.is_set():
@@ -83,7 +92,8 @@ class FeatureStreamer:
             )
 
     def _rows_of(self, ids: pa.Array) -> np.ndarray:
-        return np.array([self.rows.get(item_id, -1) for item_id in ids.to_pylist()], np.int32)
+        rows = self.names.rows
+        return np.array([rows.get(item_id, -1) for item_id in ids.to_pylist()], np.int32)
 
     def _applied(self, batch: Batch, applied: Applied) -> None:
         if len(batch.offsets):
@@ -92,6 +102,7 @@ class FeatureStreamer:
     def check_health(self) -> None:
         if not self.thread.is_alive():
             raise RuntimeError(f"the feature streamer ended: {self.error}")
+        self.tail.check_health()
 
     def __del__(self) -> None:
         self.stopping.set()

@@ -7,7 +7,7 @@ own, so that only those fail that must. Compute runs on the event loop, Redis in
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,25 +19,33 @@ from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
 from deployments.bodies import (
+    DeletedAnswer,
     ErrorAnswer,
     EventsAnswer,
+    ItemsAnswer,
+    ItemsRequest,
     RecommendationsAnswer,
     RecommendationsRequest,
     SimilarAnswer,
     SimilarRequest,
     slate_body,
 )
+from deployments.catalog_tail import CatalogTail
 from deployments.collector import Collector
 from deployments.http_errors import HANDLERS, BodyLimit, UnknownItemError, json_response
+from deployments.items import ItemWriter
 from deployments.metrics import CollectorMetrics, Counted, GatewayMetrics, exposition
 from deployments.online_users import OnlineUsers
 from deployments.stage import placed, shards_of
+from recsys.catalog.changelog import Change
+from recsys.catalog.writing import CatalogWriter
 from recsys.errors import RequestError, RuleError, UnavailableError
 from recsys.events.bus import BusSettings
 from recsys.events.validation import ValidationSettings
+from recsys.pipeline.items import DELETED, Names
 from recsys.pipeline.scenes import check_scenes
 from recsys.pipeline.similar import Similar
-from recsys.pipeline.wiring import live_items
+from recsys.releases.live import LiveCatalog
 from recsys.releases.manifest import open_release
 from recsys.releases.parts import load_parts
 from recsys.types import RequestBatch, Slate
@@ -110,20 +118,20 @@ class Gateway:
         self.manifest, self.scenes = opened.manifest, parts.settings.scenes
         self.options = options
         self.users = OnlineUsers(options.online_store_url, options.time_to_live_s, options.clock)
-        index = shards_of(opened, shards)
-        items = live_items(parts)
+        self.live = LiveCatalog.of_path(opened, parts, shards=not shards)
         self.recommender = placed(
             parts,
-            items=items,
+            live=self.live,
             users=self.users,
-            shards=index,
+            shards=shards,
             steps=steps,
             timeout_s=options.step_timeout_s,
         )
-        self.similar = Similar(items.vectors, index, self.recommender.rules)
-        self.ids = parts.items["item_id"].to_list()
-        self.titles = parts.items["title"].to_list()
-        self.rows = {item_id: row for row, item_id in enumerate(self.ids)}
+        self.similar = Similar(self.live.items.vectors, shards_of(self.live, shards), self.recommender.rules)
+        self.names = Names(parts.items["item_id"].to_list(), parts.items["title"].to_list())
+        self.tail = CatalogTail(opened, self._apply, bus=options.bus, what="gateway", shards=self.live.shards)
+        writer = CatalogWriter(self.tail.bus, follower=self.tail.follower, row_of=self.names.rows.get)
+        self.items = ItemWriter(self.live, self.names, writer)
         self.collector = Collector(
             options.bus,
             validation=options.validation,
@@ -135,6 +143,10 @@ class Gateway:
         gathered: Any = self._gathered
         gathered.set_max_batch_size(options.batch)
         gathered.set_batch_wait_timeout_s(options.batch_wait_s)
+
+    def _apply(self, changes: Sequence[tuple[int, Change]]) -> None:
+        self.names.apply([change for _, change in changes])  # first: what is found has a name
+        self.live.apply(changes)
 
     def now(self) -> int:
         return int(time.time()) if self.options.clock is None else self.options.clock
@@ -148,13 +160,13 @@ class Gateway:
             user_id=body.user_id,
             scene=body.scene,
             n=self._checked_n(body.n),
-            exclude=tuple(self.rows[i] for i in body.exclude if i in self.rows),
+            exclude=tuple(self.names.rows[i] for i in body.exclude if i in self.names.rows),
             country=body.country or body.context.country,
         )
         slate = await self._gathered(asked)
         if isinstance(slate, Exception):
             raise slate
-        return json_response(slate_body(slate, release=self.manifest.id, ids=self.ids, titles=self.titles))
+        return json_response(slate_body(slate, release=self.manifest.id, names=self.names))
 
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002, max_concurrent_batches=4)
     async def _gathered(self, asked: list[Asked]) -> list[Slate | Exception]:
@@ -195,20 +207,30 @@ class Gateway:
     @app.post("/v1/similar", response_model=SimilarAnswer)
     async def similar_items(self, body: SimilarRequest) -> Response:
         """The items nearest to an item, that anybody may see."""
-        return await self._similar(body.item_id, body.n, body.country)
+        return await self._similar(body.item_id, body.n, body.country, body.category)
 
     @app.get("/v1/similar/{item_id}", response_model=SimilarAnswer)
-    async def similar_to(self, item_id: str, n: int | None = None, country: str | None = None) -> Response:
+    async def similar_to(
+        self, item_id: str, n: int | None = None, country: str | None = None, category: str | None = None
+    ) -> Response:
         """The items nearest to an item, that anybody may see."""
-        return await self._similar(item_id, n, country)
+        return await self._similar(item_id, n, country, category)
 
-    async def _similar(self, item_id: str, n: int | None, country: str | None) -> Response:
-        if (row := self.rows.get(item_id)) is None:
+    async def _similar(
+        self, item_id: str, n: int | None, country: str | None, category: str | None
+    ) -> Response:
+        row = self.names.rows.get(item_id)
+        if row is None or self.live.items.line[np.array([row])][0] == DELETED:
             raise UnknownItemError(f"release {self.manifest.id} has no item {item_id!r}")
-        rows, scores, missing = await self.similar(row, n=self._checked_n(n), now=self.now(), country=country)
+        if not self.live.has_vector(row):
+            raise UnknownItemError(f"nothing is known of item {item_id!r} that others could be like")
+        rows, scores, missing = await self.similar(
+            row, n=self._checked_n(n), now=self.now(), country=country, category=category
+        )
         items = [
-            {"item_id": self.ids[r], "title": self.titles[r], "score": float(s)}
-            for r, s in zip(rows, scores, strict=True)
+            {"item_id": self.names.ids[r], "title": self.names.titles[r], "score": float(s)}
+            for r, s in zip(rows.tolist(), scores, strict=True)
+            if r < len(self.names.ids)
         ]
         return json_response(
             {"item_id": item_id, "release": self.manifest.id, "items": items, "degraded": missing}
@@ -222,6 +244,21 @@ class Gateway:
         results = await self.collector.take(await request.body(), now=self.now())
         accepted = sum(result["status"] == "accepted" for result in results)
         return json_response({"accepted": accepted, "rejected": len(results) - accepted, "results": results})
+
+    @app.post("/v1/items", response_model=ItemsAnswer)
+    async def post_items(self, body: ItemsRequest) -> Response:
+        """Adds items, or replaces what is known of them; every replica has them within a second."""
+        items = [item.model_dump(exclude={"vector"}) for item in body.items]
+        vectors = [item.vector for item in body.items]
+        origins = await self.items.upsert(items, vectors, now=self.now())
+        answers = [{"item_id": i["item_id"], "vector": o} for i, o in zip(items, origins, strict=True)]
+        return json_response({"release": self.manifest.id, "items": answers})
+
+    @app.delete("/v1/items/{item_id:path}", response_model=DeletedAnswer)
+    async def delete_item(self, item_id: str) -> Response:
+        """Nobody is shown the item any more. Posted again, it is back."""
+        await self.items.delete(item_id)
+        return json_response({"item_id": item_id, "deleted": True})
 
     @app.get("/healthz")
     async def healthz(self) -> Response:
@@ -252,6 +289,9 @@ class Gateway:
     async def metrics_text(self) -> Response:
         """Prometheus metrics of all replicas of this node."""
         return Response(await asyncio.to_thread(exposition), media_type=CONTENT_TYPE_LATEST)
+
+    def check_health(self) -> None:
+        self.tail.check_health()
 
     def _checked_n(self, n: int | None) -> int:
         n = self.options.default_n if n is None else n

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -19,7 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recsys.catalog.following import Follower
 from recsys.features.streaming import Applied
+from recsys.index.shard import LocalShard
 from recsys.pipeline.trace import Answer
 from recsys.types import Removal
 
@@ -27,6 +30,7 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (0, 1, 5, 10, 20, 50, 100)
+SHARES = (0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.9999, 1.0)
 
 
 class RequestMetrics:
@@ -173,6 +177,66 @@ class StreamerMetrics:
         ):
             self.events.labels(status).inc(getattr(applied, status))
         self.lag.observe(max(lag_s, 0.0))
+
+
+class CatalogMetrics:
+    """Of one follower of the catalog changelog, and of the shards that it keeps up to date."""
+
+    def __init__(self, what: str) -> None:
+        registry = _registry()
+        self.what = what
+
+        def gauge(name: str, text: str, label: str, mode: Literal["livemax", "livemin"] = "livemax") -> Gauge:
+            return Gauge(name, text, [label], multiprocess_mode=mode, registry=registry)
+
+        self.behind = gauge("recsys_catalog_behind", "Changes that are not applied yet", "what")
+        self.lag = gauge(
+            "recsys_catalog_lag_seconds", "From the bus to the replica, of the last change", "what"
+        )
+        self.read = gauge(
+            "recsys_catalog_read_time", "When the changelog was last read, epoch seconds", "what", "livemin"
+        )
+        self.void = gauge("recsys_catalog_void", "Changes that no reader takes", "what")
+        self.unreadable = gauge("recsys_catalog_unreadable", "Changes that can't be read", "what")
+        self.fresh = gauge("recsys_index_fresh_items", "Items that came after the index was built", "shard")
+        self.tombstones = gauge(
+            "recsys_index_tombstone_share", "Share of the built part that is deleted or replaced", "shard"
+        )
+
+    def record(self, follower: Follower, *, behind: int, shards: Sequence[LocalShard]) -> None:
+        self.behind.labels(self.what).set(behind)
+        self.lag.labels(self.what).set(follower.lag_s)
+        self.read.labels(self.what).set(time.time())
+        self.void.labels(self.what).set(follower.void)
+        self.unreadable.labels(self.what).set(follower.unreadable)
+        for one in shards:
+            self.fresh.labels(one.name).set(one.shard.fresh.alive)
+            built = one.shard.index.ntotal
+            self.tombstones.labels(one.name).set(one.shard.tombstones / built if built else 0.0)
+
+
+class IndexMetrics:
+    """What the index finds of what is asked of it."""
+
+    def __init__(self) -> None:
+        registry = _registry()
+        self.recall = Histogram(
+            "recsys_index_live_recall",
+            "Recall of sampled requests against exact search",
+            buckets=SHARES,
+            registry=registry,
+        )
+        self.fill = Histogram(
+            "recsys_index_fill_rate",
+            "Share of the neighbors asked for that were found, of a request",
+            buckets=SHARES,
+            registry=registry,
+        )
+
+    def record_fill(self, found: np.ndarray, *, k: int) -> None:
+        """`found` [B]: neighbors of each request."""
+        for count in found.tolist():
+            self.fill.observe(count / k)
 
 
 def exposition() -> bytes:

@@ -6,6 +6,7 @@ over there arrives as itself; any other is a programmer's error and passes throu
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from recsys.errors import RecsysError, UnavailableError
+from recsys.pipeline.scopes import Scope
 
 LOST = (RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
 
@@ -61,5 +63,7 @@ class RemoteShard:
     handle: DeploymentHandle
     timeout_s: float = 10.0
 
-    async def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return await call(self.handle, queries, k, timeout_s=self.timeout_s)
+    async def __call__(
+        self, queries: np.ndarray, k: int, scopes: Sequence[Scope] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return await call(self.handle, queries, k, scopes, timeout_s=self.timeout_s)

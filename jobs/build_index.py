@@ -9,6 +9,7 @@ The second takes a catalog of any size: no process holds more than one shard of 
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -16,17 +17,23 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from jobs.session import run_job
+from jobs.session import bus_session, run_job
 from jobs.workspace import Progress, Workspace, silent
+from recsys.catalog.changelog import Position
+from recsys.catalog.following import Follower
 from recsys.errors import SettingsError
 from recsys.evaluation.plot import plot_recall_curve
+from recsys.events.bus import open_bus
 from recsys.index.building import Each, build_index
 from recsys.index.manifest import IndexManifest, curve_of
 from recsys.index.vectors import VectorFiles, write_vectors
 from recsys.models.snapshot import PipelineModels, Snapshot
 from recsys.pipeline.hydration import Hydration
+from recsys.pipeline.items import DELETED
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
-from recsys.releases.manifest import with_parts
+from recsys.pipeline.wiring import Parts, live_items
+from recsys.releases.live import LiveCatalog, watermark
+from recsys.releases.manifest import Release, with_parts
 from recsys.releases.parts import INDEX, index_curve, index_parts, load_parts
 from recsys.releases.registry import resolve
 from recsys.settings import Settings
@@ -53,17 +60,23 @@ def run(
 
 
 def rebuild(settings: Settings, *, release: str, progress: Progress = silent) -> dict[str, Any]:
-    """The release once more, with an index by today's settings; registered, and champion if it was. Its
-    evaluation is still that of the release it was made from."""
+    """The release once more, with an index by today's settings of the items that there are today;
+    registered, and champion if it was. Its evaluation is still that of the release it was made from."""
     workspace = Workspace(settings)
     opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
+    parts = load_parts(opened)
+    vectors, position = vectors_now(opened, parts, settings=settings)
     with TemporaryDirectory(prefix="index-", dir=workspace.folder) as folder:
-        snapshot = load_parts(opened).snapshot
-        manifest = build_of(snapshot, Path(folder), workspace=workspace, progress=progress)
-        curve = index_curve(Path(folder))
-        made = with_parts(
-            opened, index_parts(Path(folder), of=snapshot.vectors), instead_of=INDEX, index_curve=curve
+        manifest = build_of(
+            parts.snapshot,
+            Path(folder),
+            workspace=workspace,
+            vectors=vectors,
+            built_at=position.offset,
+            progress=progress,
         )
+        curve = index_curve(Path(folder))
+        made = with_parts(opened, index_parts(Path(folder), of=vectors), instead_of=INDEX, index_curve=curve)
     before = next((r for r in workspace.registry.versions() if r.uri == opened.uri), None)
     metrics = before.metrics if before else {}
     version = workspace.registry.register(made.manifest.id, uri=made.uri, metrics=metrics)
@@ -79,16 +92,42 @@ def rebuild(settings: Settings, *, release: str, progress: Progress = silent) ->
     }
 
 
+def vectors_now(release: Release, parts: Parts, *, settings: Settings) -> tuple[np.ndarray, Position]:
+    """Vectors of the items that there are by the changelog, float32 [R, D] by row, 0 = none or deleted; and
+    where the changelog ends."""
+    live = LiveCatalog(release, live_items(parts))
+    start = watermark(release)
+    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(start.log))) as log:
+        follower = Follower(log, start=start, apply=live.apply)
+        follower.catch_up()
+    rows = np.arange(follower.position.rows)
+    vectors = live.items.vectors[rows]
+    vectors[live.items.line[rows] == DELETED] = 0
+    return vectors, follower.position
+
+
 def build_of(
-    snapshot: Snapshot, folder: Path, *, workspace: Workspace, progress: Progress = silent
+    snapshot: Snapshot,
+    folder: Path,
+    *,
+    workspace: Workspace,
+    vectors: np.ndarray | None = None,
+    built_at: int = 0,
+    progress: Progress = silent,
 ) -> IndexManifest:
-    """The index of a snapshot's vectors."""
+    """The index of a snapshot's vectors, or of `vectors` in the same space, those of the changelog up to
+    `built_at`."""
     queries = real_queries(workspace, snapshot)
     with TemporaryDirectory(prefix="vectors-", dir=workspace.folder) as passing:
         path = Path(passing) / "vectors.parquet"
-        write_vectors(path, snapshot.vectors)
+        write_vectors(path, snapshot.vectors if vectors is None else vectors)
         return _build(
-            VectorFiles(path), folder, settings=workspace.settings, queries=queries, progress=progress
+            VectorFiles(path),
+            folder,
+            settings=workspace.settings,
+            queries=queries,
+            built_at=built_at,
+            progress=progress,
         )
 
 
@@ -130,6 +169,7 @@ def _build(
     *,
     settings: Settings,
     queries: np.ndarray | None = None,
+    built_at: int = 0,
     progress: Progress,
 ) -> IndexManifest:
     manifest = build_index(
@@ -138,6 +178,7 @@ def _build(
         settings=settings.index,
         queries=queries,
         seed=settings.seed,
+        built_at=built_at,
         each=by_ray_tasks(progress),
         progress=progress,
     )

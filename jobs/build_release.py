@@ -5,6 +5,7 @@ python -m jobs.build_release
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 from jobs.session import run_job
@@ -29,8 +30,12 @@ def run(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]:
         workspace.folder / "artifacts",
         {**encode(parts), **index_parts(index, of=parts.snapshot.vectors)},
         as_of=now,
-        items=len(parts.items),
-        watermark={"event_table_version": workspace.store.version(), "events_before": now},
+        items=len(parts.snapshot),
+        watermark={
+            "event_table_version": workspace.store.version(),
+            "events_before": now,
+            "catalog": asdict(workspace.catalog.position),
+        },
         feature_views={n: hashlib.sha256("\n".join(c).encode()).hexdigest() for n, c in views.items()},
         evaluation={name: part["lines"][PIPELINE] for name, part in report.items() if part["users"]},
         index_curve=index_curve(index),

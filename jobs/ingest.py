@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from jobs.session import bus_session, run_job
 from jobs.workspace import Progress, Workspace, open_store, silent, store_arguments
+from recsys.catalog.changelog import Position
 from recsys.catalog.items import Catalog
+from recsys.catalog.updating import caught_up, with_items
 from recsys.datasets.mapped import read_items, read_mapped
 from recsys.datasets.sources import read_dataset
 from recsys.errors import DataError, UnavailableError
 from recsys.events.audit import audit
-from recsys.events.bus import Bus, open_bus
+from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.committer import READER
 from recsys.events.times import microseconds
 from recsys.events.validation import validate
@@ -85,13 +87,16 @@ def ingest(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]
 
     workspace = Workspace(settings)
     data = workspace.folder / "data"
-    catalog_path = workspace.folder / "catalog.parquet"
     try:
         items = pq.read_table(data / "items.parquet")
     except OSError as error:
         raise DataError(f"nothing to ingest in {data}: read a data set first") from error
-    catalog = Catalog.load(catalog_path).upsert(items) if catalog_path.exists() else Catalog.build(items)
-    catalog.save(catalog_path)
+    if not workspace.catalog_path.exists():
+        catalog = Catalog.build(items)
+        catalog.save(workspace.catalog_path)
+    else:
+        with bus_session(settings) as bus:
+            catalog = update_catalog(workspace, bus, items=items)
     figures: dict[str, Any] = {"items": len(catalog)}
     if (data / "events.parquet").exists():
         events = pq.read_table(data / "events.parquet")
@@ -112,6 +117,20 @@ def ingest(settings: Settings, *, progress: Progress = silent) -> dict[str, Any]
     return figures
 
 
+def update_catalog(
+    workspace: Workspace, bus: BusSettings, *, items: pa.Table | None = None, new_changelog: bool = False
+) -> Catalog:
+    """The catalog with what its changelog holds, and with `items`. `new_changelog`: the old one is lost, so
+    the catalog as it is begins another."""
+    catalog = Catalog.load(workspace.catalog_path)
+    if new_changelog:
+        catalog = catalog.at(Position.first(catalog.ids))
+    with closing(open_bus(bus.of_changelog(catalog.position.log))) as log:
+        catalog = caught_up(catalog, log) if items is None else with_items(catalog, items, log)
+    catalog.save(workspace.catalog_path)
+    return catalog
+
+
 def ingest_range(
     settings: Settings,
     *,
@@ -129,6 +148,7 @@ def ingest_range(
 
     store = open_store(settings, **({"uri": into, "cold_uri": None} if into else {}))
     with bus_session(settings) as bus_settings, closing(open_bus(bus_settings)) as bus:
+        _fold_changelog(settings, bus_settings)  # first: the events are of items that are in it
         counts = ingest_bus(
             bus,
             bus_settings=bus_settings,
@@ -170,7 +190,14 @@ def follow_bus(
 
         following = Following(bus_settings, settings.events, settings.ingestion, store_arguments(settings))
         status = follow(following, stop=stop, report=tell)
+        _fold_changelog(settings, bus_settings)
     return asdict(status.counts) | {"commits": status.commits}
+
+
+def _fold_changelog(settings: Settings, bus: BusSettings) -> None:
+    workspace = Workspace(settings)
+    if workspace.catalog_path.exists():
+        update_catalog(workspace, bus)
 
 
 def offsets_of(text: str, bus: Bus) -> dict[int, int]:
@@ -190,6 +217,10 @@ def offsets_of(text: str, bus: Bus) -> dict[int, int]:
 
 def run(settings: Settings, *, progress: Progress = silent, **given: Any) -> dict[str, Any]:
     follow, bus = given.pop("follow", False), given.pop("bus", False)
+    if given.pop("new_changelog", False):
+        with bus_session(settings) as bus_settings:
+            catalog = update_catalog(Workspace(settings), bus_settings, new_changelog=True)
+        return {"items": len(catalog), "changelog": catalog.position.log}
     _check(given, follow=follow, bus=bus)
     if follow:
         return follow_bus(settings, stop=until_signal())
@@ -252,5 +283,6 @@ if __name__ == "__main__":
             "bus": "ingest what the bus holds and the store does not",
             "follow": "ingest what the bus gets, until Ctrl-C or TERM",
             "accept_loss": "with --bus: record events that left the bus before they were ingested as lost",
+            "new_changelog": "the catalog's changelog is lost: begin another one, and do nothing else",
         },
     )

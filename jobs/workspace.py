@@ -36,6 +36,7 @@ from recsys.features.text import text_category
 from recsys.interactions import Interactions
 from recsys.models.ranker import Ranker
 from recsys.models.snapshot import Snapshot
+from recsys.pipeline.items import item_frame
 from recsys.pipeline.wiring import Parts
 from recsys.releases.registry import Registry
 from recsys.settings import Settings, load_experiments, load_rules
@@ -67,9 +68,13 @@ class Workspace:
     def store(self) -> EventStore:
         return open_store(self.settings)
 
+    @property
+    def catalog_path(self) -> Path:
+        return self.folder / "catalog.parquet"
+
     @cached_property
     def catalog(self) -> Catalog:
-        return Catalog.load(self.folder / "catalog.parquet")
+        return Catalog.load(self.catalog_path)
 
     @cached_property
     def interactions(self) -> Interactions:
@@ -118,15 +123,13 @@ class Workspace:
     @cached_property
     def items(self) -> pl.DataFrame:
         """The item contract by row, with `category`: the item's first one, or one from its title."""
-        frame = pl.DataFrame(self.catalog.items)
         categories = self.catalog.primary_categories
         if not any(categories):
             # Titles of the release's items only: later ones must not move a category.
             known = text_category(self.catalog.titles[: self.sizes[-1]])
             categories = [known.names[code] if code >= 0 else "" for code in known.code]
-            categories += [""] * (len(frame) - len(categories))
-        epoch = [pl.col(c).dt.epoch("s") for c in ("published_at", "expires_at")]
-        return frame.with_columns(pl.Series("category", categories, dtype=pl.String), *epoch)
+            categories += [""] * (len(self.catalog) - len(categories))
+        return item_frame(self.catalog.items, categories)
 
     @cached_property
     def category(self) -> np.ndarray:
@@ -167,7 +170,7 @@ class Workspace:
         snapshot = self.snapshot(moment)
         configs = Path(__file__).parent.parent / "configs"
         return Parts(
-            items=self.items[: len(snapshot)],
+            items=self.items,
             snapshot=snapshot,
             rankers=rankers,
             rules=load_rules(self.settings.rules or configs / "rules" / "default.yaml"),

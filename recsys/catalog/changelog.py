@@ -9,8 +9,9 @@ partition will do.
 """
 
 import base64
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -49,6 +50,22 @@ class Log(Protocol):
     ) -> Sequence[LogRecords]: ...
 
     def end_offsets(self) -> dict[int, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the log, and what a reader has to know there. It travels with a catalog and a release."""
+
+    offset: int  # of the next record
+    rows: int  # that were given before
+    batch: str = ""  # to whose claims the last ones were
+    log: str = ""  # which log: it goes on from the rows of one first build, and from no other
+
+    @classmethod
+    def first(cls, ids: Iterable[str]) -> "Position":
+        """Where the log of a catalog with these rows begins."""
+        rows = list(ids)
+        return cls(0, len(rows), log=hashlib.sha256("\n".join(rows).encode()).hexdigest()[:12])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from recsys.catalog.changelog import PARTITION, Change, Log, decode_change
+from recsys.catalog.changelog import PARTITION, Change, Log, Position, decode_change
 from recsys.errors import DataError, UnavailableError
 
 LIMIT = 1000  # records that are taken together
+PAUSE_S = 0.2  # before the next try in an outage
+CATCH_UP_S = 600.0  # what takes longer to read is a case for a newer release
 
 # Offsets and changes that hold, in their order.
 Apply = Callable[[Sequence[tuple[int, Change]]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in the log, and what a reader has to know there. It travels with a release."""
-
-    offset: int  # of the next record
-    rows: int  # that were given before
-    batch: str = ""  # to whose claims the last ones were
 
 
 class Follower:
@@ -60,9 +53,15 @@ class Follower:
                 self._moved.notify_all()
         return taken
 
-    def catch_up(self, *, timeout_s: float) -> None:
+    def catch_up(self, *, timeout_s: float = CATCH_UP_S) -> None:
         """Returns when everything that the log holds by now is applied. Raises UnavailableError."""
         deadline, end = time.monotonic() + timeout_s, self._log.end_offsets()[PARTITION]
+        if end < self.position.offset:
+            raise UnavailableError(
+                f"the catalog changelog ends at {end}, but {self.position.offset} records of it were read "
+                "before: restore it, or begin a new one (`python -m jobs.ingest --new-changelog`) and build "
+                "a release"
+            )
         while self.position.offset < end:
             if time.monotonic() > deadline:
                 raise UnavailableError(
@@ -101,3 +100,50 @@ class Follower:
         if claim is not None:
             position = replace(position, rows=position.rows + 1, batch=claim.batch)
         return position, change
+
+
+class Tail:
+    """A thread that follows, through outages of the bus, until it is stopped."""
+
+    def __init__(self, follower: Follower, *, on_read: Callable[[], None] = lambda: None) -> None:
+        """`on_read`: called after each read, also of nothing."""
+        self.follower, self._on_read = follower, on_read
+        self.outage: UnavailableError | None = None
+        self.error: Exception | None = None  # that ended it
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="catalog-tail", daemon=True)
+
+    def start(self) -> "Tail":
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raises RuntimeError if the thread ended by itself."""
+        if self.error is not None:
+            raise RuntimeError(f"the catalog changelog is not followed any more: {self.error}")
+
+    def __enter__(self) -> "Tail":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.follower.follow()
+                self.outage = None
+                self._on_read()
+            except UnavailableError as error:
+                if self.outage is None:
+                    logging.getLogger(__name__).warning("the catalog changelog waits: %s", error)
+                self.outage = error
+                self._stopping.wait(PAUSE_S)
+            except Exception as error:
+                self.error = error
+                raise

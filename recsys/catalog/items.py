@@ -6,20 +6,26 @@ every column of its new record except `published_at`, since V(t) must not change
 and does not decide what may be shown.
 """
 
+import json
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.catalog.changelog import Change, Position
 from recsys.errors import DataError
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _LATEST = np.iinfo(np.int64).max
+_BEGINNING = Position(0, 0)  # of the log that goes on from the rows of the catalog
+_POSITION = b"recsys.position"  # in the metadata of a catalog's file
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -44,6 +50,7 @@ class Catalog:
     """V items; row r of `items` is item row r. Made by `build`, `upsert` or `load`."""
 
     items: pa.Table  # ITEM_SCHEMA
+    position: Position = _BEGINNING  # in the changelog: all before it is in here
     _rows: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +62,8 @@ class Catalog:
             raise DataError(
                 f"{len(self.items) - len(rows)} item ids stand twice in a catalog; keep one record of each"
             )
+        if not self.position.log:
+            object.__setattr__(self, "position", Position.first(rows))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,14 +90,36 @@ class Catalog:
         )
         index = ITEM_SCHEMA.get_field_index("published_at")
         merged = merged.set_column(index, ITEM_SCHEMA.field(index), first)
-        return Catalog(pa.concat_tables([merged, new.items.filter(pc.invert(known))]).combine_chunks())
+        merged = pa.concat_tables([merged, new.items.filter(pc.invert(known))]).combine_chunks()
+        return Catalog(merged, self.position)
+
+    def fold(self, changes: Sequence[Change], position: Position) -> "Catalog":
+        """This catalog after `changes` that hold, which end at `position`. A deleted item keeps its row, and
+        is not available."""
+        upserts = [change for change in changes if change.kind == "upsert"]
+        last = {change.item_id: place for place, change in enumerate(upserts)}  # in the order of their rows
+        folded = self.upsert(items_of_changes(upserts).take(pa.array(list(last.values()), pa.int64())))
+        kinds = {change.row: change.kind for change in changes}
+        gone = np.zeros(len(folded), bool)
+        gone[[row for row, kind in kinds.items() if kind == "delete"]] = True
+        index = ITEM_SCHEMA.get_field_index("available")
+        shown = pc.if_else(pa.array(gone), False, folded.items["available"].combine_chunks())
+        folded = Catalog(folded.items.set_column(index, ITEM_SCHEMA.field(index), shown), position)
+        if [folded._rows[change.item_id] for change in changes] != [change.row for change in changes]:
+            raise DataError(f"the changelog {position.log} goes on from another catalog than this one")
+        return folded
+
+    def at(self, position: Position) -> "Catalog":
+        """This catalog, with nothing to fold in before `position`."""
+        return replace(self, position=position)
 
     def save(self, path: str | Path) -> None:
         """Writes Parquet atomically: a reader sees the old file or the new one."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(self.items, draft, compression="zstd")
+        position = json.dumps(asdict(self.position)).encode()
+        pq.write_table(self.items.replace_schema_metadata({_POSITION: position}), draft, compression="zstd")
         os.replace(draft, path)
 
     @classmethod
@@ -100,7 +131,8 @@ class Catalog:
             raise DataError(f"no catalog at {path}: run `recsys ingest` first") from error
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path} is no catalog ({error}); build it again with `recsys ingest`") from error
-        return cls(conform_items(table))
+        position = json.loads((table.schema.metadata or {}).get(_POSITION, b'{"offset": 0, "rows": 0}'))
+        return cls(conform_items(table), Position(**position))
 
     def rows_of(self, ids: Sequence[str | None] | np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Row of each item id, int32 [N]; -1 = unknown."""
@@ -161,7 +193,27 @@ class Catalog:
         """This catalog with other categories [V], for data that has none of its own."""
         index = ITEM_SCHEMA.get_field_index("categories")
         column = pa.array([list(c) for c in categories], ITEM_SCHEMA.field(index).type)
-        return Catalog(self.items.set_column(index, ITEM_SCHEMA.field(index), column))
+        return replace(self, items=self.items.set_column(index, ITEM_SCHEMA.field(index), column))
+
+
+def items_of(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Items (columns of ITEM_SCHEMA) as a table; times are texts of ISO 8601 with their zone, or datetimes.
+    Raises DataError."""
+    columns = {}
+    for part in ITEM_SCHEMA:
+        values = [record.get(part.name) for record in records]
+        if pa.types.is_map(part.type):
+            values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
+        try:
+            text = pa.types.is_timestamp(part.type) and any(isinstance(value, str) for value in values)
+            columns[part.name] = pa.array(values, pa.string() if text else part.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"items: {part.name!r} is no {part.type} ({error}); correct that value"
+            ) from error
+    if unknown := {name for record in records for name in record} - set(ITEM_SCHEMA.names):
+        raise DataError(f"items: unknown column {min(unknown)!r}; an item has {', '.join(ITEM_SCHEMA.names)}")
+    return conform_items(pa.table(columns))
 
 
 def conform_items(table: pa.Table) -> pa.Table:
@@ -182,6 +234,21 @@ def conform_items(table: pa.Table) -> pa.Table:
                 f"items: column {part.name!r} is no {part.type} ({error}); correct that value"
             ) from error
     return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
+
+
+def items_of_changes(upserts: Sequence[Change]) -> pa.Table:
+    """The items of upserts, ITEM_SCHEMA, in their order. One that can't be read is not available."""
+    records = [{**(change.item or {}), "item_id": change.item_id} for change in upserts]
+    try:
+        return items_of(records)
+    except DataError:
+        for place, record in enumerate(records):
+            try:
+                items_of([record])
+            except DataError as error:
+                logging.getLogger(__name__).warning("item %s is not shown: %s", record["item_id"], error)
+                records[place] = {"item_id": record["item_id"], "available": False}
+        return items_of(records)
 
 
 def _epoch_seconds(column: pa.ChunkedArray, *, absent: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`recsys index`: what an index is, and how many shards it should have."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -16,10 +17,13 @@ def inspect(
     config: Path = CONFIG,
     plot: Path = typer.Option(None, help="Draw recall against time there, as PNG."),
 ) -> None:
-    """Type, shards, bytes, and what each setting finds in what time."""
+    """Type, shards, bytes, what came since, and what each setting finds in what time."""
+    from jobs.session import bus_session
     from recsys.evaluation.plot import plot_recall_curve
+    from recsys.events.bus import open_bus
     from recsys.index.dials import told
     from recsys.index.manifest import curve_of
+    from recsys.releases.live import index_today, watermark
     from recsys.releases.parts import index_manifest
     from recsys.releases.registry import resolve
     from recsys.settings import load_settings
@@ -35,13 +39,24 @@ def inspect(
         f"({index.asked:g} was asked)",
         highlight=False,
     )
+    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(watermark(opened).log))) as log:
+        today = index_today(opened, log)
     shards = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("shard", "items", "MB", "bytes a vector"):
+    for name in ("shard", "items", "MB", "bytes a vector", "fresh items", "tombstones"):
         shards.add_column(name, justify="right")
     for number, shard in enumerate(index.shards):
         each = f"{shard.bytes / shard.items:,.0f}" if shard.items else ""
-        shards.add_row(str(number), f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", each)
+        now = today.shards[number]
+        dead = f"{now.tombstones:,} ({now.tombstones / max(shard.items, 1):.1%})"
+        shards.add_row(
+            str(number), f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", each, f"{now.fresh:,}", dead
+        )
     console.print(shards)
+    console.print(
+        f"after {today.changes:,} changes of the catalog since the release; a rebuild takes them in: "
+        "python -m jobs.build_index --release champion",
+        highlight=False,
+    )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (*(index.setting or ["setting"]), f"recall@{index.at}", "ms a query and shard", ""):
         table.add_column(name, justify="right")

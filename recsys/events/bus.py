@@ -5,9 +5,10 @@ there are no consumer groups. Bodies are bytes here; `wire` says what they mean.
 `redis_bus` implement it, `open_bus` picks one by the url.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,10 @@ class BusSettings:
             raise ValueError("partitions and replication must be 1 or more")
         if not self.retention_hours > 0:
             raise ValueError(f"retention_hours must be above 0, got {self.retention_hours}")
+
+    def of_changelog(self, log: str) -> "BusSettings":
+        """The topic of that catalog changelog: one partition, kept for ever."""
+        return replace(self, topic=f"{self.topic}-catalog-{log}", partitions=1, retention_hours=math.inf)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,12 @@ def build_index(
     settings: IndexSettings,
     queries: np.ndarray | None = None,
     seed: int = 0,
+    built_at: int = 0,
     each: Each = one_by_one,
     progress: Progress = silent,
 ) -> IndexManifest:
-    """Writes the index of `stream` into `folder`. `queries` float32 [Q, D] are real ones; without
+    """Writes the index of `stream` into `folder`; it holds the vectors of the changelog up to offset
+    `built_at`. `queries` float32 [Q, D] are real ones; without
     any, items stand in for them, as those who ask for similar ones do. The half by which recall is reported
     is held out of the tuning, not of the model's training.
 
@@ -113,6 +115,7 @@ def build_index(
         recall=point.held_out,
         queries=len(queries),
         vectors=fingerprint(stream),
+        built_at=built_at,
     )
     (folder / CURVE).write_bytes(curve_to_json(found))
     (folder / MANIFEST).write_bytes(manifest.to_json())

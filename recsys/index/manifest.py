@@ -40,6 +40,7 @@ class IndexManifest:
     recall: float  # with this setting, of queries that the choice never saw
     queries: int
     vectors: str  # fingerprint of the vectors that it holds
+    built_at: int = 0  # offset in the catalog changelog: vectors from before are in it
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()

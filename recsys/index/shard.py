@@ -7,7 +7,7 @@ then finds too few, it looks further until it has k or has seen all. FAISS marks
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -97,6 +97,10 @@ class IndexShard:
     def __len__(self) -> int:
         """Items that are alive."""
         return len(self._alive) - self._dead + self.fresh.alive
+
+    def __contains__(self, row: int) -> bool:
+        """Whether it has a vector of that item row, alive or not."""
+        return row in self.fresh or self._position(row) is not None
 
     @property
     def tombstones(self) -> int:
@@ -208,14 +212,18 @@ class IndexShard:
         if row in self.fresh:
             self.fresh.set_alive(row, alive)
             return
-        rows = self._rows[:-1]
-        place = np.searchsorted(rows, np.int32(row), sorter=self._order)  # of another type it copies all rows
-        if place == len(rows) or rows[position := int(self._order[place])] != row:
-            return
-        if self._alive[position] != alive:
+        position = self._position(row)
+        if position is not None and self._alive[position] != alive:
             self._alive[position] = alive
             self._dead += -1 if alive else 1
             self._change_filters(row, position, alive)
+
+    def _position(self, row: int) -> int | None:
+        """Of an item row in the built part."""
+        rows = self._rows[:-1]
+        place = np.searchsorted(rows, np.int32(row), sorter=self._order)  # of another type it copies all rows
+        found = place < len(rows) and rows[self._order[place]] == row
+        return int(self._order[place]) if found else None
 
     def _change_filters(self, row: int, position: int, alive: bool) -> None:
         for only, selected in self._filters.items():
@@ -229,9 +237,22 @@ class LocalShard:
 
     name: str
     shard: IndexShard
+    filter_of: Callable[[Any], Filter | None] = lambda scope: None
 
-    async def __call__(self, queries: np.ndarray, k: int) -> Answer:
-        return self.shard.search(queries, k)
+    async def __call__(self, queries: np.ndarray, k: int, scopes: Sequence[Hashable] = ()) -> Answer:
+        """`scopes`: that of each query, which `filter_of` knows; none = all items."""
+        places: dict[Filter | None, list[int]] = {}
+        for place, scope in enumerate(scopes):
+            places.setdefault(self.filter_of(scope), []).append(place)
+        if len(places) < 2:
+            return self.shard.search(queries, k, only=next(iter(places), None))
+        k = min(k, max(len(self.shard), 1))
+        rows = np.full((len(queries), k), -1, np.int32)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        for only, own in places.items():
+            row, score = self.shard.search(queries[own], k, only=only)
+            rows[own, : row.shape[1]], scores[own, : row.shape[1]] = row, score
+        return rows, scores
 
 
 def open_shard(index: Path, rows: Path, *, manifest: IndexManifest, number: int) -> LocalShard:

@@ -6,11 +6,19 @@ known as such: an index shard may have read further in the changelog than this p
 it; another one may read meanwhile.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
+from recsys.catalog.changelog import Change
+from recsys.catalog.items import items_of_changes
+from recsys.datasets.content import words_of
+
+MOST_CHUNKS = 100  # of the frame: what is gathered from more takes long
 UNKNOWN, DELETED = -1, -2  # lines of rows that have none
 
 
@@ -26,6 +34,11 @@ class Growing:
         """Rows of the release: those beyond it are few, and not counted."""
         return self._size
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the release's values."""
+        return self._values.shape
+
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         inside = rows < self._size
         if inside.all():
@@ -38,6 +51,13 @@ class Growing:
         found[grown] = later[rows[grown] - self._size]
         return found
 
+    def blocks(self, size: int = 65_536) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All rows, int64 [n], and their values, a block at a time."""
+        for first, values in ((0, self._values), (self._size, self._later)):
+            for start in range(0, len(values), size):
+                part = values[start : start + size]
+                yield np.arange(first + start, first + start + len(part)), part
+
     def put(self, row: int, value: np.ndarray | float) -> None:
         if row < self._size:
             self._values[row] = value
@@ -49,27 +69,96 @@ class Growing:
         self._later[place] = value
 
 
+class Names:
+    """Ids and titles by row, and the row of an id: of the release, and of what came since."""
+
+    def __init__(self, ids: list[str], titles: list[str | None]) -> None:
+        """It changes both lists."""
+        self.ids, self.titles = ids, titles
+        self.rows = {item_id: row for row, item_id in enumerate(ids)}
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            title = (change.item or {}).get("title")
+            if change.row == len(self.ids):
+                self.ids.append(change.item_id)
+                self.titles.append(title)
+                self.rows[change.item_id] = change.row  # last: who finds the row finds its id
+            elif change.kind == "upsert":
+                self.titles[change.row] = title
+
+
+def item_frame(items: pa.Table, categories: Sequence[str]) -> pl.DataFrame:
+    """Items (ITEM_SCHEMA) as the request path reads them: times in epoch seconds, and `category` [V], "" =
+    none."""
+    frame = pl.DataFrame(items)
+    epoch = [pl.col(name).dt.epoch("s") for name in ("published_at", "expires_at")]
+    return frame.with_columns(pl.Series("category", list(categories), dtype=pl.String), *epoch)
+
+
 class LiveItems:
     def __init__(self, frame: pl.DataFrame, *, vectors: np.ndarray, category: np.ndarray) -> None:
-        """`frame`: the item contract and `category`, a line for each of V rows; `vectors` float32 [V, D] and
-        `category` int32 [V] (-1 = none) by row. It writes into the arrays."""
+        """`frame`: the item contract and `category`, a line for each row; `vectors` float32 [V, D] and
+        `category` int32 [V] (-1 = none) of the first V rows, which the models know. It writes into the
+        arrays."""
         self.frame = frame
         self.line = Growing(np.arange(len(frame), dtype=np.int32), beyond=UNKNOWN)
         self.vectors = Growing(vectors, beyond=0.0)
         self.category = Growing(category, beyond=-1)
         self._codes = dict(zip(frame["category"].to_list(), category.tolist())) if len(category) else {}
+        self._kinds = [name for name, _ in Counter(frame["category"].to_list()).most_common() if name]
+        self._later: list[int] = []  # rows of the lines after those that it began with
+        self._first = len(frame)
 
-    def upsert(self, rows: Sequence[int], items: pl.DataFrame, vectors: dict[int, np.ndarray]) -> None:
-        """These rows are `items` (columns of `frame`) from now on; `vectors`: row -> float32 [D], of some."""
+    def rows_of_lines(self, start: int, end: int) -> np.ndarray:
+        """The row of each of these lines, int64."""
+        later = self._later[max(0, start - self._first) : max(0, end - self._first)]
+        return np.concatenate([np.arange(start, max(start, self._first)), np.array(later, np.int64)])
+
+    def apply(self, changes: Sequence[Change], *, space: str) -> None:
+        """Makes changes of the catalog count, in their order; `space`: of the vectors that are held here."""
+        for kind, run in groupby(changes, key=lambda change: change.kind):
+            own = list(run)
+            rows = [change.row for change in own]
+            if kind == "delete":
+                self.delete(rows)
+                continue
+            self.put_vectors(own, space=space)
+            self.upsert(rows, self._described(own))
+
+    def _described(self, upserts: Sequence[Change]) -> pl.DataFrame:
+        """Lines of `frame`. When an item was published is said once; a category that is not said is the word
+        of the title that is most items' category."""
+        items = items_of_changes(upserts)
+        first = [(names or [""])[0] for names in items["categories"].to_pylist()]
+        words = [set(words_of(title or "")) for title in items["title"].to_pylist()]
+        named = [
+            name or next((kind for kind in self._kinds if kind in own), "") for name, own in zip(first, words)
+        ]
+        frame = item_frame(items, named)
+        line = self.line[np.array([change.row for change in upserts])]
+        known = pl.Series([number if number >= 0 else None for number in line.tolist()], dtype=pl.Int64)
+        before = self.frame["published_at"].gather(known)
+        return frame.with_columns(pl.coalesce(before, "published_at").alias("published_at"))
+
+    def put_vectors(self, upserts: Sequence[Change], *, space: str) -> None:
+        """Those that the changes bring."""
+        for change in upserts:
+            vector = change.vectors.get(space)
+            if vector is not None and vector.shape == self.vectors.shape[1:]:
+                self.vectors.put(change.row, vector)
+
+    def upsert(self, rows: Sequence[int], items: pl.DataFrame) -> None:
+        """These rows are `items` (columns of `frame`) from now on."""
         first = len(self.frame)
+        self._later += rows
         # Before any line of it is known, so that a reader never has a line without its columns.
-        self.frame = pl.concat([self.frame, items.select(self.frame.columns).cast(self.frame.schema)])
+        frame = pl.concat([self.frame, items.select(self.frame.columns).cast(self.frame.schema)])
+        self.frame = frame.rechunk() if frame.n_chunks() > MOST_CHUNKS else frame
         for place, (row, name) in enumerate(zip(rows, items["category"].to_list())):
             if name and name not in self._codes:
                 self._codes[name] = max(self._codes.values(), default=-1) + 1
             self.category.put(row, self._codes[name] if name else -1)
-            if row in vectors:
-                self.vectors.put(row, vectors[row])
             self.line.put(row, first + place)
 
     def delete(self, rows: Sequence[int]) -> None:

@@ -31,23 +31,47 @@ class Rule:
     remove: str  # SQL expression: true removes, null does not
 
 
+class _Column:
+    """An array that others are appended to, without copying it each time."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values, self._size = values, len(values)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._values[places]
+        return found
+
+    def all(self) -> np.ndarray:
+        return self._values[: self._size]
+
+    def append(self, more: np.ndarray) -> None:
+        end = self._size + len(more)
+        if end > len(self._values):
+            room = np.zeros(end + end // 4 + 64, self._values.dtype)
+            room[: self._size] = self.all()
+            self._values = room
+        self._values[self._size : end] = more
+        self._size = end
+
+
 @dataclass(slots=True)
 class _Judged:
-    """What needs no request, of the first lines of the items."""
+    """What needs no request, of the first L lines of the items."""
 
-    static: np.ndarray  # uint8 [L] Removal
-    limited: np.ndarray  # bool [L] not for all countries
-    bounds: dict[str, np.ndarray]  # numeric columns, NaN = no bound
-    barred: dict[str, np.ndarray]  # country -> bool [L], of those that were asked for
+    static: _Column  # uint8 [L] Removal
+    limited: _Column  # bool [L] not for all countries
+    bounds: dict[str, _Column]  # numeric columns, NaN = no bound
+    barred: dict[str, _Column]  # country -> bool [<= L], of those that were asked for
 
-    def extended(self, more: "_Judged") -> "_Judged":
-        """With further lines. Countries are judged anew when they are asked for."""
-        return _Judged(
-            np.concatenate([self.static, more.static]),
-            np.concatenate([self.limited, more.limited]),
-            {name: np.concatenate([values, more.bounds[name]]) for name, values in self.bounds.items()},
-            {},
-        )
+    def append(self, more: "_Judged") -> None:
+        """Further lines."""
+        self.static.append(more.static.all())
+        self.limited.append(more.limited.all())
+        for name, values in self.bounds.items():
+            values.append(more.bounds[name].all())
 
 
 class Rules:
@@ -90,7 +114,7 @@ class Rules:
         """What is known of all lines; of new ones from now on."""
         known = len(self._judged.static)
         if known < len(frame):
-            self._judged = self._judged.extended(self._judge_safely(frame[known:]))
+            self._judged.append(self._judge_safely(frame[known:]))
         return self._judged
 
     def _judge_safely(self, frame: pl.DataFrame) -> _Judged:
@@ -102,7 +126,9 @@ class Rules:
                 logging.getLogger(__name__).error("%s: item %s is not shown", error, frame["item_id"][0])
                 return self._judge(frame, closed=True)
             half = len(frame) // 2
-            return self._judge_safely(frame[:half]).extended(self._judge_safely(frame[half:]))
+            judged = self._judge_safely(frame[:half])
+            judged.append(self._judge_safely(frame[half:]))
+            return judged
 
     def _judge(self, frame: pl.DataFrame, *, closed: bool = False) -> _Judged:
         """`closed`: all of it is removed. Raises RuleError."""
@@ -112,25 +138,22 @@ class Rules:
             static[:] = Removal.RULE
         for name, expression in () if closed else self._static:
             static[(static == 0) & _evaluate(name, expression, frame)] = Removal.RULE
-        allowed, blocked = (
-            (frame[column].list.len().fill_null(0) > 0).to_numpy()
-            for column in ("countries_allowed", "countries_blocked")
-        )
+        limited = frame.select(barred(None).alias("limited"))["limited"].to_numpy()
         bounds = {
-            name: frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+            name: _Column(frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy())
             for name in ("min_age", "published_at", "expires_at")
         }
-        return _Judged(static, allowed | blocked, bounds, {})
+        return _Judged(_Column(static), _Column(limited), bounds, {})
 
     def _country(
         self, batch: RequestBatch, line: np.ndarray, request: np.ndarray, judged: _Judged, frame: pl.DataFrame
     ) -> np.ndarray:
         removed = np.zeros(len(line), bool)
-        if judged.limited.any():
+        if judged.limited.all().any():
             countries = list(batch.country) or [None] * len(batch)
             for country in set(countries):  # a few in a batch
                 mine = np.array([c == country for c in countries])[request]
-                removed[mine] = _barred(country, judged, frame)[line[mine]]
+                removed[mine] = _barred_lines(country, judged, frame)[line[mine]]
         return removed
 
     def _expressions(
@@ -156,18 +179,28 @@ class Rules:
         return removed
 
 
-def _barred(country: str | None, judged: _Judged, frame: pl.DataFrame) -> np.ndarray:
-    """Lines that may not be shown in `country`, bool [L]; nowhere known counts as nowhere allowed."""
+def _barred_lines(country: str | None, judged: _Judged, frame: pl.DataFrame) -> _Column:
+    """Lines that may not be shown in `country`, bool [L]."""
     if country is None:
         return judged.limited
     if country not in judged.barred:
-        allowed, blocked = pl.col("countries_allowed"), pl.col("countries_blocked")
-        barred = (allowed.list.len() > 0) & ~allowed.list.contains(country) | blocked.list.contains(country)
-        found = frame[: len(judged.static)].select(barred.fill_null(False).alias("barred"))
         if len(judged.barred) >= COUNTRIES:  # visitors say where they are: that must not fill the memory
             judged.barred.clear()
-        judged.barred[country] = found["barred"].to_numpy()
-    return judged.barred[country]
+        judged.barred[country] = _Column(np.zeros(0, bool))
+    known = judged.barred[country]
+    if len(known) < len(judged.static):
+        further = frame[len(known) : len(judged.static)]
+        known.append(further.select(barred(country).alias("barred"))["barred"].to_numpy())
+    return known
+
+
+def barred(country: str | None) -> pl.Expr:
+    """Whether an item may not be shown in `country`; nowhere known counts as nowhere allowed."""
+    allowed, blocked = pl.col("countries_allowed"), pl.col("countries_blocked")
+    if country is None:
+        return (allowed.list.len().fill_null(0) > 0) | (blocked.list.len().fill_null(0) > 0)
+    unlisted = (allowed.list.len() > 0) & ~allowed.list.contains(country)
+    return unlisted.fill_null(False) | blocked.list.contains(country).fill_null(False)
 
 
 def _marked(candidates: Candidates, reasons: Sequence[tuple[np.ndarray, Removal | None]]) -> Candidates:

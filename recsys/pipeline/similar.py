@@ -13,6 +13,7 @@ import numpy as np
 
 from recsys.errors import UnavailableError
 from recsys.pipeline.items import Growing
+from recsys.pipeline.scopes import HOUR, Scope
 from recsys.pipeline.seams import Stage
 from recsys.pipeline.sources import Shard, nearest
 from recsys.types import Candidates, RequestBatch, Sources
@@ -28,24 +29,27 @@ class Similar:
     deadline_ms: float = 1000.0  # of all shards together
 
     async def __call__(
-        self, row: int, *, n: int, now: int, country: str | None = None
+        self, row: int, *, n: int, now: int, country: str | None = None, category: str | None = None
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """(item rows int32 [<= n], inner products float32, shards that did not answer), best first.
+        """(item rows int32 [<= n], inner products float32, shards that did not answer), best first; of
+        `category` alone, if one is named.
 
         Raises UnavailableError if no shard answers, RuleError.
         """
-        k = 2 * n
+        k, scope = 2 * n, Scope(country, now // HOUR, category)
         while True:
             k = min(k, len(self.vectors))
-            rows, scores, missing = await self._nearest(row, k)
+            rows, scores, missing = await self._nearest(row, k, scope)
             alive = await self._alive(rows, scores, now=now, country=country)
             if alive.sum() >= n or k == len(self.vectors):
                 return rows[alive][:n], scores[alive][:n], missing
             k *= 4
 
-    async def _nearest(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    async def _nearest(
+        self, row: int, k: int, scope: Scope
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         query = self.vectors[np.array([row])]
-        answers = await asyncio.gather(*(self._ask(shard, query, k + 1) for shard in self.shards))
+        answers = await asyncio.gather(*(self._ask(shard, query, k + 1, scope) for shard in self.shards))
         missing = tuple(s.name for s, a in zip(self.shards, answers, strict=True) if a is None)
         found = [answer for answer in answers if answer is not None]
         if not found:
@@ -60,9 +64,11 @@ class Similar:
         )
         return best.item, best.score, tuple(f"two_tower:{name}" for name in missing)
 
-    async def _ask(self, shard: Shard, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+    async def _ask(
+        self, shard: Shard, query: np.ndarray, k: int, scope: Scope
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         try:
-            return await asyncio.wait_for(shard(query, k), self.deadline_ms / 1000)
+            return await asyncio.wait_for(shard(query, k, [scope]), self.deadline_ms / 1000)
         except (UnavailableError, TimeoutError):
             return None
 

@@ -22,6 +22,7 @@ from recsys.models.sparse_scores import Proposals, decay_weights, history_matrix
 from recsys.models.top_k import top_k
 from recsys.models.two_tower.user_encoder import UserEncoder
 from recsys.pipeline.items import Growing
+from recsys.pipeline.scopes import Scope
 from recsys.pipeline.seams import Retrieved
 from recsys.types import Histories, RequestBatch, offsets_of
 
@@ -111,8 +112,18 @@ class Shard(Protocol):
     @property
     def name(self) -> str: ...
 
-    def __call__(self, queries: np.ndarray, k: int) -> Awaitable[tuple[np.ndarray, np.ndarray]]:
-        """(item rows int32 [B, k], scores float32 [B, k]) best first, -1 and -inf where there is none."""
+    def __call__(
+        self, queries: np.ndarray, k: int, scopes: Sequence[Scope] = ()
+    ) -> Awaitable[tuple[np.ndarray, np.ndarray]]:
+        """(item rows int32 [B, k], scores float32 [B, k]) in each query's scope, best first; -1 and -inf
+        where there is none."""
+
+
+Observe = Callable[[RequestBatch, np.ndarray, Proposals], None]  # (batch, queries float32 [B, D], answer)
+
+
+def unobserved(batch: RequestBatch, queries: np.ndarray, proposals: Proposals) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +135,16 @@ class TwoTowerSource:
     shards: Sequence[Shard]
     k: int
     deadline_ms: float = 500.0  # of each shard: one that misses it is left out
+    # Told each answer to which all shards contributed, for those who watch the index.
+    observe: Observe = unobserved
     name: str = "two_tower"
 
     async def __call__(self, batch: RequestBatch) -> Retrieved:
         queries = self.encoder.encode(batch.histories, now=batch.now, user_features=batch.user_features)
         # Hidden items would take places, and a shard does not know them: ask for as many more.
         k = self.k + max((len(h) for h in batch.hidden), default=0)
-        answers = await asyncio.gather(*(self._ask(shard, queries, k) for shard in self.shards))
+        scopes = Scope.of_batch(batch)
+        answers = await asyncio.gather(*(self._ask(shard, queries, k, scopes) for shard in self.shards))
         missing = tuple(
             f"{self.name}:{shard.name}"
             for shard, answer in zip(self.shards, answers, strict=True)
@@ -141,15 +155,16 @@ class TwoTowerSource:
             raise UnavailableError(f"no shard of {self.name} answered within {self.deadline_ms:g} ms")
         rows = np.concatenate([rows for rows, _ in found], axis=1)
         scores = np.concatenate([scores for _, scores in found], axis=1)
-        return Retrieved(
-            nearest(rows, scores, k=self.k, hidden=batch.hidden),
-            {self.name: partial(self._score, queries)},
-            missing,
-        )
+        proposals = nearest(rows, scores, k=self.k, hidden=batch.hidden)
+        if not missing:
+            self.observe(batch, queries, proposals)
+        return Retrieved(proposals, {self.name: partial(self._score, queries)}, missing)
 
-    async def _ask(self, shard: Shard, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+    async def _ask(
+        self, shard: Shard, queries: np.ndarray, k: int, scopes: Sequence[Scope]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         try:
-            return await asyncio.wait_for(shard(queries, k), self.deadline_ms / 1000)
+            return await asyncio.wait_for(shard(queries, k, scopes), self.deadline_ms / 1000)
         except (UnavailableError, TimeoutError):
             return None
 

@@ -32,10 +32,12 @@ from recsys.pipeline.seams import Source
 from recsys.pipeline.sources import (
     HistorySource,
     ModelSource,
+    Observe,
     PopularitySource,
     Shard,
     TableSource,
     TwoTowerSource,
+    unobserved,
 )
 from recsys.types import Histories, RequestBatch
 
@@ -54,9 +56,10 @@ class PipelineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a release is made of. Row r of `items` is item row r of everything."""
+    """What a release is made of. Row r of `items` is item row r of everything; its models know V rows, later
+    ones are given and no more."""
 
-    items: pl.DataFrame  # the item contract, and `category` (its primary one), by row [V]
+    items: pl.DataFrame  # the item contract, and `category` (its primary one), by row [>= V]
     snapshot: Snapshot
     rankers: Mapping[str, Ranker]
     rules: tuple[Rule, ...]
@@ -64,7 +67,7 @@ class Parts:
     settings: PipelineSettings
 
     def __post_init__(self) -> None:
-        if len(self.items) != len(self.snapshot):
+        if len(self.items) < len(self.snapshot):
             raise ReleaseError(f"the release has {len(self.items)} items, its models {len(self.snapshot)}")
         for name, ranker in self.rankers.items():
             # The same number of columns in another order would score garbage, silently.
@@ -83,14 +86,18 @@ def live_items(parts: Parts) -> LiveItems:
 
 
 def retrieval(
-    snapshot: Snapshot, items: LiveItems, shards: Sequence[Shard], settings: RetrievalSettings
+    snapshot: Snapshot,
+    items: LiveItems,
+    shards: Sequence[Shard],
+    settings: RetrievalSettings,
+    observe: Observe,
 ) -> Retrieval:
     models = snapshot.models
     if isinstance(models, FittedBlend):
         # As deep as the weights were chosen by. No deadline: they compute, and nothing else would answer.
         lists = [ModelSource(name, fitted, len(snapshot), DEPTH) for name, fitted in models.parts.items()]
         return Retrieval(lists, Fusion(dict(zip(models.parts, models.weights.tolist())), models.constant))
-    own = sources(snapshot, models, items, shards, settings)
+    own = sources(snapshot, models, items, shards, settings, observe)
     return Retrieval(own, Fusion(settings.weights), settings.deadline_ms)
 
 
@@ -100,10 +107,11 @@ def sources(
     items: LiveItems,
     shards: Sequence[Shard],
     settings: RetrievalSettings,
+    observe: Observe,
 ) -> list[Source]:
     k = settings.candidates
     return [
-        TwoTowerSource(models.encoder, items.vectors, shards, k["two_tower"]),
+        TwoTowerSource(models.encoder, items.vectors, shards, k["two_tower"], observe=observe),
         TableSource("ease", models.ease, _even, k["ease"]),
         TableSource("ease_decayed", models.ease, partial(_decayed, settings.history), k["ease_decayed"]),
         TableSource("basket", models.basket, _newest_order, k["basket"]),
@@ -113,16 +121,21 @@ def sources(
 
 
 def recommender(
-    parts: Parts, *, users: UserStore, shards: Sequence[Shard], items: LiveItems | None = None
+    parts: Parts,
+    *,
+    users: UserStore,
+    shards: Sequence[Shard],
+    items: LiveItems | None = None,
+    observe: Observe = unobserved,
 ) -> Recommender:
     """The request path of `parts`, all in this process but for `users` and `shards`. `items`: those of
-    `parts`, where somebody keeps them up to date."""
+    `parts`, where somebody keeps them up to date; `observe` is told what the index answered."""
     items = items or live_items(parts)
     rules = Rules(items, parts.rules)
     return Recommender(
         experiments=parts.experiments,
         hydration=Hydration(users, parts.settings.scenes, parts.snapshot.category),
-        retrieval=retrieval(parts.snapshot, items, shards, parts.settings.retrieval),
+        retrieval=retrieval(parts.snapshot, items, shards, parts.settings.retrieval, observe),
         ranking=PerSettings(partial(_ranker_of, parts), partial(_ranking_of, parts))
         if parts.rankers
         else keep_order,

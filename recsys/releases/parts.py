@@ -23,6 +23,9 @@ from recsys.pipeline.wiring import Parts, PipelineSettings
 from recsys.releases.manifest import Release
 
 INDEX = "index/"  # what the names of its parts start with
+ITEMS = "items.parquet"
+TOWER = "models/two_tower.npz"
+SPACES = (TOWER, "models/vectors.npz")  # a release has one of them: the hash names the space of its vectors
 
 
 def encode(parts: Parts) -> dict[str, bytes]:
@@ -32,7 +35,7 @@ def encode(parts: Parts) -> dict[str, bytes]:
         encoded[f"rankers/{name}.ubj"] = bytes(ranker.booster.save_raw("ubj"))
     table = io.BytesIO()
     parts.items.write_parquet(table)
-    encoded["items.parquet"] = table.getvalue()
+    encoded[ITEMS] = table.getvalue()
     encoded["rules.json"] = json.dumps([asdict(rule) for rule in parts.rules]).encode()
     encoded["experiments.json"] = _json(Experiments, parts.experiments)
     encoded["pipeline.json"] = _json(PipelineSettings, parts.settings)
@@ -49,7 +52,7 @@ def load_parts(release: Release) -> Parts:
             booster = xgboost.Booster(model_file=bytearray(release.path(name).read_bytes()))
             rankers[_stem(name)] = Ranker(booster)
     return Parts(
-        items=pl.read_parquet(release.path("items.parquet")),
+        items=pl.read_parquet(release.path(ITEMS)),
         snapshot=Snapshot.from_arrays(models),
         rankers=rankers,
         rules=tuple(Rule(**rule) for rule in json.loads(release.path("rules.json").read_bytes())),
@@ -84,6 +87,15 @@ def load_shard(release: Release, number: int) -> LocalShard:
 def local_shards(release: Release) -> list[LocalShard]:
     """All shards of the index, in this process."""
     return [load_shard(release, number) for number in range(len(index_manifest(release).shards))]
+
+
+def tower_array(release: Release, name: str) -> np.ndarray:
+    """One array of the two-tower encoder, float32 [n, D]; of a release without one, none."""
+    if TOWER not in release.manifest.parts:
+        return np.zeros((0, index_manifest(release).dimensions), np.float32)
+    with np.load(release.path(TOWER)) as arrays:  # reads that one alone
+        found: np.ndarray = arrays[name]
+        return found
 
 
 def _stem(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 import time
 import urllib.error
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
+from ray.serve._private.common import RequestMetadata
 
 from deployments.server import Server, deploy_release, read_config
 from recsys.events.redis_server import connect
@@ -45,9 +49,15 @@ class Service:
             self.deploy(placement, self.release)
         return self
 
-    def deploy(self, placement: str, release: Release) -> None:
+    def deploy(self, placement: str, release: Release, **replicas: int) -> None:
+        """`replicas`: of deployments, where others are wanted than the placement has."""
         tree = read_config(placement)
-        tree["applications"][0]["args"]["step_timeout_s"] = PATIENCE_S
+        application = tree["applications"][0]
+        application["args"]["step_timeout_s"] = PATIENCE_S
+        for deployment in application["deployments"]:
+            if deployment["name"] in replicas:
+                deployment.pop("autoscaling_config", None)
+                deployment["num_replicas"] = replicas[deployment["name"]]
         deploy_release(tree, settings=self.settings, release=release.uri)
         self.placement, self.release = placement, release
 
@@ -109,6 +119,15 @@ def put_users(url: str, made: World) -> None:
     log = made.interactions.before(NOW)
     store = OnlineStore(connect(url))
     store.put([str(u) for u in log.user_ids], histories=log.histories, as_of=NOW)
+
+
+def ask_each(deployment: str, *arguments: Any) -> list[Any]:
+    """What each replica of a deployment answers, asked directly and not through Serve's router."""
+    metadata = pickle.dumps(RequestMetadata(request_id="test", internal_request_id="test"))
+    names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)]
+    replicas = [name for name in names if name.startswith(f"SERVE_REPLICA::recsys#{deployment}#")]
+    actors = [ray.get_actor(name, namespace="serve") for name in replicas]
+    return ray.get([actor.handle_request.remote(metadata, *arguments) for actor in actors], timeout=30)
 
 
 def replica_pids(deployment: str) -> list[int]:

@@ -66,4 +66,4 @@ def test_small_data_is_trained_judged_and_released(ray_cluster, tmp_path, users,
     path = recommender(served, users=users_then, shards=local_shards(release))
     batch = batch_of(["u0", "stranger"], scene="home", now=workspace.windows.held_out, n=3)
     for slate in asyncio.run(path.recommend(batch)).slates:
-        assert len(slate.items) == min(3, len(served.items))
+        assert len(slate.items) == min(3, len(served.snapshot))

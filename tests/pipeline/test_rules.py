@@ -160,7 +160,7 @@ def test_an_expression_over_items_is_evaluated_once():
     )
     stage = Rules(live(frame), [Rule("untitled", "title IS NULL OR title = ''"), Rule("dear", "price > 100")])
     expected = [Removal.RULE, Removal.RULE, 0, Removal.RULE]
-    assert stage._judged.static.tolist() == expected
+    assert stage._judged.static.all().tolist() == expected
     assert stage._dynamic == []
     assert stage(request(), every_item(4)).removed_by.tolist() == expected
 
@@ -241,22 +241,22 @@ def test_what_the_catalog_says_counts_from_then_on():
 
     assert judged(5) == [0, 0, 0, Removal.UNKNOWN, Removal.UNKNOWN]
     new = items({"price": 9.0}, {"countries_blocked": ["FR"]}, {"price": 4.0})
-    known.upsert([1, 2, 4], new, {})
+    known.upsert([1, 2, 4], new)
     assert judged(5) == [0, Removal.RULE, Removal.COUNTRY, Removal.UNKNOWN, 0]
     assert judged(5, "ES") == [0, Removal.RULE, 0, Removal.UNKNOWN, Removal.RULE]
     known.delete([0, 1])
-    known.upsert([2], items({"min_age": 18}), {})
+    known.upsert([2], items({"min_age": 18}))
     assert judged(5) == [Removal.DELETED, Removal.DELETED, Removal.AGE, Removal.UNKNOWN, 0]
-    known.upsert([1, 3], items({}, {"available": False}), {})  # deleted and added again
+    known.upsert([1, 3], items({}, {"available": False}))  # deleted and added again
     assert judged(5) == [Removal.DELETED, 0, Removal.AGE, Removal.UNAVAILABLE, 0]
 
 
 def test_an_item_on_which_a_rule_fails_is_removed_and_no_other():
     known = live(items({"title": "4"}))
     stage = Rules(known, [Rule("number", "CAST(title AS INT) > 3")])
-    known.upsert([1], items({"title": "mug"}), {})
-    known.upsert([2], items({"title": "2"}), {})
-    known.upsert([3, 4], items({"title": "5"}, {"title": "1"}), {})
+    known.upsert([1], items({"title": "mug"}))
+    known.upsert([2], items({"title": "2"}))
+    known.upsert([3, 4], items({"title": "5"}, {"title": "1"}))
     expected = [Removal.RULE, Removal.RULE, 0, Removal.RULE, 0]
     assert stage(request(), every_item(5)).removed_by.tolist() == expected
 

@@ -127,16 +127,19 @@ class UserEncoder:
         return (strength / total[owner]).astype(np.float32)
 
     def encode_new_items(self, *, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Unit item vectors float32 [n, d] from hashed content alone (ragged `offsets` [n + 1]).
+        """See `encode_content`."""
+        return encode_content(self.token, offsets=offsets, tokens=tokens)
 
-        An item without a token has no vector: NaN.
-        """
-        counts = np.diff(offsets)
-        bag = sparse.csr_array(
-            (np.ones(len(tokens), np.float32), tokens, offsets), shape=(len(counts), len(self.token))
-        )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return _unit((bag @ self.token) / counts[:, None].astype(np.float32), empty=np.nan)
+
+def encode_content(token: np.ndarray, *, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Unit item vectors float32 [n, d] from hashed content alone (ragged `offsets` [n + 1]), by the embedding
+    of each token, float32 [buckets, d]. An item without a token has no vector: NaN."""
+    counts = np.diff(offsets)
+    bag = sparse.csr_array(
+        (np.ones(len(tokens), np.float32), tokens, offsets), shape=(len(counts), len(token))
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _unit((bag @ token) / counts[:, None].astype(np.float32), empty=np.nan)
 
 
 def _unit(vectors: np.ndarray, empty: float = 0.0) -> np.ndarray:

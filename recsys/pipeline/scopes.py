@@ -1,0 +1,77 @@
+"""What of the catalog a request may be shown at all, in the form in which an index searches: its rows.
+
+The rules judge each candidate; where they remove much, an index that does not know finds little that is
+left. A scope is what many requests share, so it is worked out once: of the country, and of the hour, whose
+every moment it admits. So it may leave more than the rules do, and never less. What changed meanwhile counts
+after a moment; the rules are at once.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from recsys.index.shard import FILTERS, Filter
+from recsys.pipeline.items import LiveItems
+from recsys.pipeline.rules import barred
+from recsys.types import RequestBatch
+
+HOUR = 3600
+OLD_S = 0.3  # after which changes are taken in
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    country: str | None  # None = not known: what is not for all countries stays away
+    hour: int  # since the epoch
+    category: str | None = None  # None = all
+
+    @classmethod
+    def of_batch(cls, batch: RequestBatch, *, category: str | None = None) -> list["Scope"]:
+        """That of each request."""
+        countries = batch.country or [None] * len(batch)
+        return [cls(c, int(hour), category) for c, hour in zip(countries, batch.now // HOUR)]
+
+    def holds(self) -> pl.Expr:
+        """Of a line of the items."""
+        now = self.hour * HOUR
+        holds = (
+            pl.col("available").fill_null(True)
+            & (pl.col("published_at").fill_null(now) < now + HOUR)
+            & (pl.col("expires_at").fill_null(now + HOUR) > now)
+            & ~barred(self.country)
+        )
+        return holds & (pl.col("category") == self.category) if self.category is not None else holds
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    filter: Filter
+    lines: int  # of the items that it knows
+    everything: bool
+    made: float
+
+
+class Scopes:
+    """The filters of the scopes that are asked for. Not for two threads at once."""
+
+    def __init__(self, items: LiveItems) -> None:
+        self._items = items
+        self._known: dict[Scope, _Known] = {}
+
+    def __call__(self, scope: Scope) -> Filter | None:
+        """The rows of a scope; None = all that are not deleted."""
+        known = self._known.pop(scope, None) or _Known(Filter(np.zeros(0, bool)), 0, True, 0.0)
+        frame, now = self._items.frame, time.monotonic()
+        if known.lines < len(frame) and now - known.made > OLD_S:
+            rows = self._items.rows_of_lines(known.lines, len(frame))
+            holds = frame[known.lines :].select(scope.holds().alias("holds"))["holds"].to_numpy()
+            allowed = np.zeros(max(len(known.filter.allowed), int(rows.max()) + 1), bool)
+            allowed[: len(known.filter.allowed)] = known.filter.allowed
+            allowed[rows] = holds  # the last line of a row counts
+            known = _Known(Filter(allowed), len(frame), known.everything and bool(holds.all()), now)
+        while len(self._known) >= FILTERS:
+            self._known.pop(next(iter(self._known)))
+        self._known[scope] = known
+        return None if known.everything else known.filter
