@@ -1,6 +1,7 @@
 """What the HTTP endpoints read and answer. An unknown field is an error that names it."""
 
 import math
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -43,7 +44,10 @@ class SimilarRequest(Body):
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 LongText = Annotated[str, Field(max_length=1000)]
 Texts = Annotated[list[Text], Field(max_length=250)]
-Moment = Annotated[AwareDatetime, Field(strict=False)]
+Moment = Annotated[
+    AwareDatetime,
+    Field(strict=False, ge=datetime(1, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
+]
 
 
 class Item(Body):

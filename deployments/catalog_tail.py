@@ -6,11 +6,12 @@ knows, and its metrics say since when.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 from deployments.metrics import CatalogMetrics
-from recsys.catalog.changelog import Change
-from recsys.catalog.following import CATCH_UP_S, Follower, Tail
+from recsys.catalog.changelog import PARTITION
+from recsys.catalog.following import CATCH_UP_S, Apply, Follower, Tail
 from recsys.errors import UnavailableError
 from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.index.shard import LocalShard
@@ -19,8 +20,6 @@ from recsys.releases.manifest import Release
 
 PAUSE_S = 0.5  # before the next try while the bus is away
 MEASURED_S = 1.0  # between two looks at how far it is behind
-
-Apply = Callable[[Sequence[tuple[int, Change]]], None]
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,10 +40,21 @@ class CatalogTail:
         `shards`. Raises UnavailableError if the bus stays away."""
         start, deadline = watermark(release), time.monotonic() + CATCH_UP_S
         self._metrics, self._shards, self._measured = CatalogMetrics(what), shards, 0.0
-        self.bus = _patiently(bus.of_changelog(start.log), deadline)
+        self._settings = bus.of_changelog(start.log)
+        self._ends: Bus | None = None
+        self.bus = _patiently(self._settings, deadline)
         self.follower = Follower(self.bus, start=start, apply=apply)
         self.follower.catch_up(timeout_s=deadline - time.monotonic())
         self._tail = Tail(self.follower, on_read=self._measure).start()
+
+    def wait(self, *, timeout_s: float) -> None:
+        """Returns when all that the changelog holds by now is applied, or after that time. One thread may
+        wait."""
+        try:
+            self._ends = self._ends or open_bus(self._settings)  # the other one is the follower's
+            self.follower.wait_for(self._ends.end_offsets()[PARTITION] - 1, timeout_s=timeout_s)
+        except UnavailableError:
+            return
 
     def check_health(self) -> None:
         """Raises RuntimeError if nobody follows any more."""
@@ -53,7 +63,8 @@ class CatalogTail:
     def _measure(self) -> None:
         if time.monotonic() - self._measured > MEASURED_S:
             self._measured = time.monotonic()
-            self._metrics.record(self.follower, behind=self.follower.behind(), shards=self._shards)
+            with suppress(OSError):  # a full disk is no reason to follow no more
+                self._metrics.record(self.follower, behind=self.follower.behind(), shards=self._shards)
 
 
 def _patiently(settings: BusSettings, deadline: float) -> Bus:

@@ -92,8 +92,10 @@ class FeatureStreamer:
             )
 
     def _rows_of(self, ids: pa.Array) -> np.ndarray:
-        rows = self.names.rows
-        return np.array([rows.get(item_id, -1) for item_id in ids.to_pylist()], np.int32)
+        rows, wanted = self.names.rows, ids.to_pylist()
+        if not all(item_id in rows for item_id in wanted):  # they may be as new as their events
+            self.tail.wait(timeout_s=1.0)
+        return np.array([rows.get(item_id, -1) for item_id in wanted], np.int32)
 
     def _applied(self, batch: Batch, applied: Applied) -> None:
         if len(batch.offsets):

@@ -38,7 +38,6 @@ from deployments.metrics import CollectorMetrics, Counted, GatewayMetrics, expos
 from deployments.online_users import OnlineUsers
 from deployments.stage import placed, shards_of
 from recsys.catalog.changelog import Change
-from recsys.catalog.writing import CatalogWriter
 from recsys.errors import RequestError, RuleError, UnavailableError
 from recsys.events.bus import BusSettings
 from recsys.events.validation import ValidationSettings
@@ -130,8 +129,7 @@ class Gateway:
         self.similar = Similar(self.live.items.vectors, shards_of(self.live, shards), self.recommender.rules)
         self.names = Names(parts.items["item_id"].to_list(), parts.items["title"].to_list())
         self.tail = CatalogTail(opened, self._apply, bus=options.bus, what="gateway", shards=self.live.shards)
-        writer = CatalogWriter(self.tail.bus, follower=self.tail.follower, row_of=self.names.rows.get)
-        self.items = ItemWriter(self.live, self.names, writer)
+        self.items = ItemWriter(self.live, self.names, self.tail)
         self.collector = Collector(
             options.bus,
             validation=options.validation,
@@ -247,7 +245,8 @@ class Gateway:
 
     @app.post("/v1/items", response_model=ItemsAnswer)
     async def post_items(self, body: ItemsRequest) -> Response:
-        """Adds items, or replaces what is known of them; every replica has them within a second."""
+        """Adds items, or replaces what is known of them; every replica has them within a second, unless the
+        bus is away."""
         items = [item.model_dump(exclude={"vector"}) for item in body.items]
         vectors = [item.vector for item in body.items]
         origins = await self.items.upsert(items, vectors, now=self.now())

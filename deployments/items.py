@@ -12,19 +12,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deployments.catalog_tail import CatalogTail
 from deployments.http_errors import UnknownItemError
 from recsys.catalog.writing import CatalogWriter
-from recsys.errors import DataError, RequestError
+from recsys.errors import DataError, RequestError, UnavailableError
 from recsys.pipeline.items import DELETED, Names
 from recsys.pipeline.new_items import content_vectors
 from recsys.releases.live import LiveCatalog
 
+MOST_WAITING = 64  # requests: of 2 MB each at the most
 Origin = Literal["given", "content", "kept", "none"]  # where an item's vector is from
 
 
 class ItemWriter:
-    def __init__(self, live: LiveCatalog, names: Names, writer: CatalogWriter) -> None:
-        self._live, self._rows, self._writer = live, names.rows, writer
+    def __init__(self, live: LiveCatalog, names: Names, tail: CatalogTail) -> None:
+        """`tail`: by which `live` and `names` are kept up to date."""
+        self._live, self._rows = live, names.rows
+        self._writer = CatalogWriter(tail.bus, follower=tail.follower, row_of=names.rows.get)
+        self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "catalog-writer")  # one: a writer takes turns anyway
 
     async def upsert(
@@ -42,10 +47,15 @@ class ItemWriter:
         await self._run(self._writer.delete, [item_id])
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
+        if self._waiting >= MOST_WAITING:
+            raise UnavailableError(f"{self._waiting} requests wait already to change the catalog; ask again")
+        self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
         except DataError as error:  # the bus does not take it
             raise RequestError(str(error)) from error
+        finally:
+            self._waiting -= 1
 
     def _upsert(
         self, items: Sequence[dict[str, Any]], vectors: Sequence[list[float] | None], now: int
@@ -54,10 +64,9 @@ class ItemWriter:
         if len(set(ids)) < len(ids):
             twice = next(item_id for place, item_id in enumerate(ids) if item_id in ids[:place])
             raise RequestError(f"item {twice!r} stands twice in a request: send it once")
-        made = content_vectors(self._live.token, [item.get("title") for item in items])
         origins, written = list[Origin](), {}
-        for place, (item, given) in enumerate(zip(items, vectors, strict=True)):
-            origin, vector = self._vector(item["item_id"], given, made[place])
+        for item, given in zip(items, vectors, strict=True):
+            origin, vector = self._vector(item, given)
             origins.append(origin)
             if vector is not None:
                 written[item["item_id"]] = {self._live.space: vector}
@@ -66,17 +75,14 @@ class ItemWriter:
         self._writer.upsert(items, written)
         return origins
 
-    def _vector(
-        self, item_id: str, given: list[float] | None, content: np.ndarray
-    ) -> tuple[Origin, np.ndarray | None]:
+    def _vector(self, item: dict[str, Any], given: list[float] | None) -> tuple[Origin, np.ndarray | None]:
         """Where an item's vector is from, and what of it has to be written."""
         if given is not None:
-            return "given", self._unit(item_id, given)
-        row = self._rows.get(item_id)
+            return "given", self._unit(item["item_id"], given)
+        row = self._rows.get(item["item_id"])
         if row is not None and self._live.has_vector(row):
-            # An index that was rebuilt without the deleted item has lost it.
-            known = self._live.items.vectors[np.array([row])][0]
-            return "kept", known if self._live.items.line[np.array([row])][0] < 0 else None
+            return "kept", None
+        (content,) = content_vectors(self._live.token, [item.get("title")])
         return ("content", content) if content.any() else ("none", None)
 
     def _unit(self, item_id: str, given: list[float]) -> np.ndarray:
@@ -84,7 +90,6 @@ class ItemWriter:
         size, norm = self._live.token.shape[1], float(np.linalg.norm(vector))
         if vector.shape != (size,) or not 0 < norm < np.inf:
             raise RequestError(
-                f"the vector of item {item_id!r} has {len(given)} numbers, or none but 0: "
-                f"give {size} finite ones"
+                f"the vector of item {item_id!r} has {len(given)} numbers: give {size} finite ones, not all 0"
             )
         return (vector / norm).astype(np.float32)

@@ -22,7 +22,7 @@ from recsys.events.bus import BusSettings
 from recsys.models.sparse_scores import Proposals
 from recsys.pipeline.live_recall import LiveRecall
 from recsys.pipeline.recommender import Recommender
-from recsys.pipeline.sources import Observe, Shard
+from recsys.pipeline.sources import Observe, Shard, unobserved
 from recsys.pipeline.wiring import Parts, recommender
 from recsys.releases.live import LiveCatalog
 from recsys.releases.manifest import open_release
@@ -47,8 +47,9 @@ def placed(
     timeout_s: float,
 ) -> Recommender:
     """The request path of `parts`, with what is behind `shards` and `steps` (name -> handle) elsewhere."""
+    observe = unobserved if "retrieval" in steps else watched(parts, live)
     local: Any = recommender(
-        parts, users=users, shards=shards_of(live, shards), items=live.items, observe=watched(parts, live)
+        parts, users=users, shards=shards_of(live, shards), items=live.items, observe=observe
     )
     return replace(local, **{name: RemoteStep(handle, timeout_s) for name, handle in steps.items()})
 

@@ -25,11 +25,10 @@ from recsys.errors import SettingsError
 from recsys.evaluation.plot import plot_recall_curve
 from recsys.events.bus import open_bus
 from recsys.index.building import Each, build_index
-from recsys.index.manifest import IndexManifest, curve_of
+from recsys.index.manifest import MODELS_ONLY, IndexManifest, curve_of
 from recsys.index.vectors import VectorFiles, write_vectors
 from recsys.models.snapshot import PipelineModels, Snapshot
 from recsys.pipeline.hydration import Hydration
-from recsys.pipeline.items import DELETED
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
 from recsys.pipeline.wiring import Parts, live_items
 from recsys.releases.live import LiveCatalog, watermark
@@ -93,17 +92,15 @@ def rebuild(settings: Settings, *, release: str, progress: Progress = silent) ->
 
 
 def vectors_now(release: Release, parts: Parts, *, settings: Settings) -> tuple[np.ndarray, Position]:
-    """Vectors of the items that there are by the changelog, float32 [R, D] by row, 0 = none or deleted; and
-    where the changelog ends."""
+    """Vectors of all items by the changelog, float32 [R, D] by row, 0 = none; and where the changelog ends.
+    Deleted ones keep theirs: they may come back."""
     live = LiveCatalog(release, live_items(parts))
     start = watermark(release)
     with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(start.log))) as log:
         follower = Follower(log, start=start, apply=live.apply)
         follower.catch_up()
     rows = np.arange(follower.position.rows)
-    vectors = live.items.vectors[rows]
-    vectors[live.items.line[rows] == DELETED] = 0
-    return vectors, follower.position
+    return live.items.vectors[rows], follower.position
 
 
 def build_of(
@@ -112,7 +109,7 @@ def build_of(
     *,
     workspace: Workspace,
     vectors: np.ndarray | None = None,
-    built_at: int = 0,
+    built_at: int = MODELS_ONLY,
     progress: Progress = silent,
 ) -> IndexManifest:
     """The index of a snapshot's vectors, or of `vectors` in the same space, those of the changelog up to
@@ -169,7 +166,7 @@ def _build(
     *,
     settings: Settings,
     queries: np.ndarray | None = None,
-    built_at: int = 0,
+    built_at: int = MODELS_ONLY,
     progress: Progress,
 ) -> IndexManifest:
     manifest = build_index(

@@ -10,9 +10,10 @@ python -m jobs.ingest --follow                 and what it gets from now on, unt
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -124,7 +125,7 @@ def update_catalog(
     the catalog as it is begins another."""
     catalog = Catalog.load(workspace.catalog_path)
     if new_changelog:
-        catalog = catalog.at(Position.first(catalog.ids))
+        catalog = catalog.at(replace(Position.first(catalog.ids), log=uuid.uuid4().hex[:12]))
     with closing(open_bus(bus.of_changelog(catalog.position.log))) as log:
         catalog = caught_up(catalog, log) if items is None else with_items(catalog, items, log)
     catalog.save(workspace.catalog_path)
@@ -148,7 +149,8 @@ def ingest_range(
 
     store = open_store(settings, **({"uri": into, "cold_uri": None} if into else {}))
     with bus_session(settings) as bus_settings, closing(open_bus(bus_settings)) as bus:
-        _fold_changelog(settings, bus_settings)  # first: the events are of items that are in it
+        if not into:
+            _fold_changelog(settings, bus_settings)  # first: the events are of items that are in it
         counts = ingest_bus(
             bus,
             bus_settings=bus_settings,
@@ -176,6 +178,7 @@ def follow_bus(
         metrics.serve(settings.ingestion.metrics_port)
 
     with bus_session(settings) as bus_settings, closing(open_bus(bus_settings)) as bus:
+        _fold_changelog(settings, bus_settings)
         audited = 0.0
 
         def tell(status: "Status") -> None:
@@ -190,7 +193,6 @@ def follow_bus(
 
         following = Following(bus_settings, settings.events, settings.ingestion, store_arguments(settings))
         status = follow(following, stop=stop, report=tell)
-        _fold_changelog(settings, bus_settings)
     return asdict(status.counts) | {"commits": status.commits}
 
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,13 +123,14 @@ class Workspace:
 
     @cached_property
     def items(self) -> pl.DataFrame:
-        """The item contract by row, with `category`: the item's first one, or one from its title."""
+        """The item contract by row, with `category`: the item's first one; where most have none, one from the
+        title."""
         categories = self.catalog.primary_categories
-        if not any(categories):
+        if 2 * sum(map(bool, categories)) < len(categories):
             # Titles of the release's items only: later ones must not move a category.
             known = text_category(self.catalog.titles[: self.sizes[-1]])
-            categories = [known.names[code] if code >= 0 else "" for code in known.code]
-            categories += [""] * (len(self.catalog) - len(categories))
+            named = [known.names[code] if code >= 0 else "" for code in known.code]
+            categories = [own or name for own, name in zip_longest(categories, named, fillvalue="")]
         return item_frame(self.catalog.items, categories)
 
     @cached_property

@@ -1,7 +1,8 @@
 """Following the changelog: every reader takes the same records, in the same order, and voids the same ones.
 
 Decides what is void: a claim of a batch whose writer did not know all rows that were given before it, a
-change of a row that nobody has, and what can't be read. What a change means to a reader is the reader's.
+change of a row that nobody has, and what can't be read; an item that can't be is not available. What a
+change means to a reader is the reader's.
 """
 
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from recsys.catalog.changelog import PARTITION, Change, Log, Position, decode_change
+from recsys.catalog.schema import readable_changes
 from recsys.errors import DataError, UnavailableError
 
 LIMIT = 1000  # records that are taken together
@@ -44,7 +46,8 @@ class Follower:
                 position, change = self._read(position, offset, body)
                 if change is not None:
                     holding.append((offset, change))
-            self._apply(holding)
+            sound = readable_changes([change for _, change in holding])
+            self._apply([(offset, change) for (offset, _), change in zip(holding, sound)])
             taken += len(records.bodies)
             if len(records.bodies):
                 self.lag_s = max(0.0, time.time() - int(records.append_time_ms[-1]) / 1000)
@@ -92,7 +95,7 @@ class Follower:
             holds = change.row < position.rows
         else:  # nobody else was given a row since its writer looked
             alone = claim.batch == position.batch or claim.base == position.rows
-            holds = alone and change.row == position.rows
+            holds = alone and change.row == position.rows and change.kind == "upsert"
         if not holds:
             self.void += 1
             self.voided.append(offset)

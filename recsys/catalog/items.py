@@ -9,7 +9,7 @@ and does not decide what may be shown.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.catalog.changelog import Change, Position
+from recsys.catalog.schema import ITEM_SCHEMA, conform_items, items_of_changes
 from recsys.errors import DataError
 
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
 _LATEST = np.iinfo(np.int64).max
 _BEGINNING = Position(0, 0)  # of the log that goes on from the rows of the catalog
 _POSITION = b"recsys.position"  # in the metadata of a catalog's file
-
-ITEM_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("title", pa.string()),
-        ("categories", pa.list_(pa.string())),  # the first is the primary one
-        ("tags", pa.list_(pa.string())),
-        ("price", pa.float64()),
-        ("available", pa.bool_()),  # null = available
-        ("min_age", pa.int32()),
-        ("countries_allowed", pa.list_(pa.string())),  # null or empty = all
-        ("countries_blocked", pa.list_(pa.string())),
-        ("published_at", _TIMESTAMP),
-        ("expires_at", _TIMESTAMP),
-        ("attributes", pa.map_(pa.string(), pa.string())),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +77,40 @@ class Catalog:
         return Catalog(merged, self.position)
 
     def fold(self, changes: Sequence[Change], position: Position) -> "Catalog":
-        """This catalog after `changes` that hold, which end at `position`. A deleted item keeps its row, and
-        is not available."""
-        upserts = [change for change in changes if change.kind == "upsert"]
-        last = {change.item_id: place for place, change in enumerate(upserts)}  # in the order of their rows
-        folded = self.upsert(items_of_changes(upserts).take(pa.array(list(last.values()), pa.int64())))
-        kinds = {change.row: change.kind for change in changes}
+        """This catalog after `changes` that hold and are readable, which end at `position`. A deleted item
+        keeps its row, and is not available. Raises DataError if they are of another catalog."""
+        rows, own = dict(self._rows), list[Change]()
+        for change in changes:
+            if change.row == len(rows) and change.item_id not in rows:
+                rows[change.item_id] = change.row
+            if rows.get(change.item_id) == change.row:
+                own.append(change)
+            else:
+                logging.getLogger(__name__).warning(
+                    "the changelog changes item %s in row %d, which it has not; this is passed over",
+                    change.item_id,
+                    change.row,
+                )
+        if len(rows) != position.rows:
+            raise DataError(f"the changelog {position.log!r} goes on from another catalog than this one")
+        upserts = [change for change in own if change.kind == "upsert"]
+        last, published = dict[str, int](), dict[str, Any]()
+        for place, change in enumerate(upserts):  # in the order of the rows
+            last[change.item_id] = place
+            if published.get(change.item_id) is None:  # it is said once
+                published[change.item_id] = (change.item or {}).get("published_at")
+        final = [upserts[place] for place in last.values()]
+        items = [
+            replace(change, item={**(change.item or {}), "published_at": published[change.item_id]})
+            for change in final
+        ]
+        folded = self.upsert(items_of_changes(items))
+        kinds = {change.row: change.kind for change in own}
         gone = np.zeros(len(folded), bool)
         gone[[row for row, kind in kinds.items() if kind == "delete"]] = True
         index = ITEM_SCHEMA.get_field_index("available")
         shown = pc.if_else(pa.array(gone), False, folded.items["available"].combine_chunks())
-        folded = Catalog(folded.items.set_column(index, ITEM_SCHEMA.field(index), shown), position)
-        if [folded._rows[change.item_id] for change in changes] != [change.row for change in changes]:
-            raise DataError(f"the changelog {position.log} goes on from another catalog than this one")
-        return folded
+        return Catalog(folded.items.set_column(index, ITEM_SCHEMA.field(index), shown), position)
 
     def at(self, position: Position) -> "Catalog":
         """This catalog, with nothing to fold in before `position`."""
@@ -194,61 +197,6 @@ class Catalog:
         index = ITEM_SCHEMA.get_field_index("categories")
         column = pa.array([list(c) for c in categories], ITEM_SCHEMA.field(index).type)
         return replace(self, items=self.items.set_column(index, ITEM_SCHEMA.field(index), column))
-
-
-def items_of(records: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Items (columns of ITEM_SCHEMA) as a table; times are texts of ISO 8601 with their zone, or datetimes.
-    Raises DataError."""
-    columns = {}
-    for part in ITEM_SCHEMA:
-        values = [record.get(part.name) for record in records]
-        if pa.types.is_map(part.type):
-            values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
-        try:
-            text = pa.types.is_timestamp(part.type) and any(isinstance(value, str) for value in values)
-            columns[part.name] = pa.array(values, pa.string() if text else part.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(
-                f"items: {part.name!r} is no {part.type} ({error}); correct that value"
-            ) from error
-    if unknown := {name for record in records for name in record} - set(ITEM_SCHEMA.names):
-        raise DataError(f"items: unknown column {min(unknown)!r}; an item has {', '.join(ITEM_SCHEMA.names)}")
-    return conform_items(pa.table(columns))
-
-
-def conform_items(table: pa.Table) -> pa.Table:
-    """`table` with exactly ITEM_SCHEMA; absent columns are null. Raises DataError for what can't be one."""
-    if unknown := [c for c in table.column_names if c not in ITEM_SCHEMA.names]:
-        raise DataError(f"items: unknown column {unknown[0]!r}; an item has {', '.join(ITEM_SCHEMA.names)}")
-    if "item_id" not in table.column_names:
-        raise DataError(
-            f"items: no column 'item_id' among {', '.join(table.column_names) or 'none'}; name it"
-        )
-    columns = []
-    for part in ITEM_SCHEMA:
-        try:
-            absent = part.name not in table.column_names
-            columns.append(pa.nulls(len(table), part.type) if absent else table[part.name].cast(part.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(
-                f"items: column {part.name!r} is no {part.type} ({error}); correct that value"
-            ) from error
-    return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
-
-
-def items_of_changes(upserts: Sequence[Change]) -> pa.Table:
-    """The items of upserts, ITEM_SCHEMA, in their order. One that can't be read is not available."""
-    records = [{**(change.item or {}), "item_id": change.item_id} for change in upserts]
-    try:
-        return items_of(records)
-    except DataError:
-        for place, record in enumerate(records):
-            try:
-                items_of([record])
-            except DataError as error:
-                logging.getLogger(__name__).warning("item %s is not shown: %s", record["item_id"], error)
-                records[place] = {"item_id": record["item_id"], "available": False}
-        return items_of(records)
 
 
 def _epoch_seconds(column: pa.ChunkedArray, *, absent: int) -> np.ndarray:

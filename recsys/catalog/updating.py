@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from recsys.catalog.changelog import Change, Log
 from recsys.catalog.following import Follower, Tail
-from recsys.catalog.items import Catalog, conform_items
+from recsys.catalog.items import Catalog
+from recsys.catalog.schema import conform_items
 from recsys.catalog.writing import CatalogWriter
 
 
@@ -27,7 +28,8 @@ def caught_up(catalog: Catalog, log: Log) -> Catalog:
 
 def with_items(catalog: Catalog, items: pa.Table, log: Log) -> Catalog:
     """`catalog` with `items` (an id stands in them once), by way of its changelog: everybody who follows has
-    them, too. What is in it already is not written again. Raises as `caught_up`."""
+    them, too. What they don't say of a known item stays as it is, be it that it was deleted; what is in the
+    catalog already is not written again. Raises as `caught_up`."""
     catalog = caught_up(catalog, log)
     rows = {item_id: row for row, item_id in enumerate(catalog.ids)}
 
@@ -42,11 +44,13 @@ def with_items(catalog: Catalog, items: pa.Table, log: Log) -> Catalog:
 
 
 def _changed(catalog: Catalog, items: pa.Table) -> Iterator[Mapping[str, Any]]:
-    """Records of those that are new, or other than in the catalog but for when they were published."""
+    """Records of those that are new, or say something else than the catalog, but for when they were
+    published."""
     rows = catalog.rows_of(items["item_id"])
     known = iter(catalog.items.take(pa.array(rows[rows >= 0])).to_pylist())
     for row, record in zip(rows, items.to_pylist()):
         before = next(known) if row >= 0 else {}
-        if {**record, "published_at": None} != {**before, "published_at": None}:
-            attributes = record["attributes"]
-            yield {**record, "attributes": None if attributes is None else dict(attributes)}
+        said = {name: value for name, value in record.items() if value is not None}
+        if any(before.get(name) != value for name, value in said.items() if name != "published_at"):
+            told = {**before, **said}
+            yield {**told, "attributes": dict(told.get("attributes") or {}) or None}

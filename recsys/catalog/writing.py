@@ -68,7 +68,13 @@ class CatalogWriter:
                     row = next_row if row is None else row
                     changes.append(Change(item_id, row, claim, kind, item, vectors))
                     next_row += claim is not None
+                read = self._follower.position.offset
                 offsets = self._log.append([encode_change(c) for c in changes], partition=PARTITION)
+                if offsets[0] < read:
+                    raise UnavailableError(
+                        f"the catalog changelog was read to {read}, but what was written now stands at "
+                        f"{offsets[0]}: somebody emptied it; restore it"
+                    )
                 if not self._follower.wait_for(int(offsets[-1]), timeout_s=self._timeout_s):
                     raise UnavailableError(
                         f"what was written to the catalog was not read back within {self._timeout_s:g} s; "

@@ -31,16 +31,16 @@ def inspect(
     settings = load_settings(config)
     opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
     index, curve = index_manifest(opened), curve_of(opened.manifest.index_curve)
+    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(watermark(opened).log))) as log:
+        today = index_today(opened, log)
     console = Console()
     console.print(
         f"[bold]{index.factory}[/bold] of release {opened.manifest.id}: {index.items:,} of "
-        f"{opened.manifest.items:,} items have a vector of {index.dimensions} dimensions\n"
+        f"{today.rows:,} items have a vector of {index.dimensions} dimensions in it\n"
         f"searched with {told(index.setting)}: recall@{index.at} {index.recall:.4f} of held-out queries "
         f"({index.asked:g} was asked)",
         highlight=False,
     )
-    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(watermark(opened).log))) as log:
-        today = index_today(opened, log)
     shards = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("shard", "items", "MB", "bytes a vector", "fresh items", "tombstones"):
         shards.add_column(name, justify="right")
@@ -52,11 +52,12 @@ def inspect(
             str(number), f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", each, f"{now.fresh:,}", dead
         )
     console.print(shards)
-    console.print(
-        f"after {today.changes:,} changes of the catalog since the release; a rebuild takes them in: "
-        "python -m jobs.build_index --release champion",
-        highlight=False,
-    )
+    if today.changes:
+        console.print(
+            f"{today.changes:,} changes of the catalog are not in it yet; a rebuild takes them in: "
+            "python -m jobs.build_index --release champion",
+            highlight=False,
+        )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (*(index.setting or ["setting"]), f"recall@{index.at}", "ms a query and shard", ""):
         table.add_column(name, justify="right")

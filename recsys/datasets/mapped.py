@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.catalog.items import ITEM_SCHEMA, conform_items
+from recsys.catalog.schema import ITEM_SCHEMA, conform_items
 from recsys.datasets.tables import Dataset, read_table
 from recsys.errors import DataError
 from recsys.events.schema import conform, ids_from

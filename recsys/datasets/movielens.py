@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.catalog.items import conform_items
+from recsys.catalog.schema import conform_items
 from recsys.datasets.tables import Dataset, read_table
 from recsys.errors import DataError
 from recsys.events.schema import conform, hashed_ids

@@ -18,7 +18,15 @@ from recsys.index.build import build_shard
 from recsys.index.cells import sample_by_length
 from recsys.index.exact import best_of, exact_neighbors
 from recsys.index.factory import ShardType, shard_type
-from recsys.index.manifest import CURVE, MANIFEST, IndexManifest, ShardFile, curve_to_json, shard_files
+from recsys.index.manifest import (
+    CURVE,
+    MANIFEST,
+    MODELS_ONLY,
+    IndexManifest,
+    ShardFile,
+    curve_to_json,
+    shard_files,
+)
 from recsys.index.settings import IndexSettings
 from recsys.index.tuning import SLACK, Probe, choose, nearest_with_ties, points, probe
 from recsys.index.vectors import OfShard, VectorStream, fingerprint
@@ -60,7 +68,7 @@ def build_index(
     settings: IndexSettings,
     queries: np.ndarray | None = None,
     seed: int = 0,
-    built_at: int = 0,
+    built_at: int = MODELS_ONLY,
     each: Each = one_by_one,
     progress: Progress = silent,
 ) -> IndexManifest:

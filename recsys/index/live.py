@@ -7,6 +7,7 @@ import numpy as np
 
 from recsys.catalog.changelog import Change
 from recsys.hashing import shard_of_rows
+from recsys.index.manifest import MODELS_ONLY
 from recsys.index.shard import IndexShard
 
 
@@ -17,7 +18,7 @@ def apply_changes(
     number: int,
     shards: int,
     space: str,
-    built_at: int = 0,
+    built_at: int = MODELS_ONLY,
 ) -> None:
     """Makes `changes` (with their offsets) count for shard `number` of `shards`, as far as they are its own.
 

@@ -20,6 +20,7 @@ from recsys.index.vectors import VectorStream, fingerprint
 
 MANIFEST = "manifest.json"
 CURVE = "curve.json"
+MODELS_ONLY = -1  # an index of the items that the models have seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class IndexManifest:
     recall: float  # with this setting, of queries that the choice never saw
     queries: int
     vectors: str  # fingerprint of the vectors that it holds
-    built_at: int = 0  # offset in the catalog changelog: vectors from before are in it
+    built_at: int = MODELS_ONLY  # offset in the catalog changelog: vectors from before are in it
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()

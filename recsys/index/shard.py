@@ -78,7 +78,8 @@ class IndexShard:
         if len(rows) != index.ntotal:
             raise ReleaseError(f"an index of {index.ntotal} items has rows of {len(rows)}: build it anew")
         self.index, self.dials, self.selects = index, Dials.of(index), selects
-        self.fresh = FreshSegment(index.d)
+        self._dimensions = int(index.d)  # to ask FAISS each time would take a while
+        self.fresh = FreshSegment(self._dimensions)
         self._rows = np.append(rows, -1).astype(np.int32)  # position -1 is FAISS's "none"
         self._order = np.argsort(rows, kind="stable")
         self._alive = np.ones(len(rows), bool)
@@ -134,8 +135,8 @@ class IndexShard:
         """The k nearest of float32 [B, D] queries that are alive and that `only` allows: item rows int32
         [B, k] and scores float32 [B, k], best first; -1 and -inf where there are fewer. Fewer columns, but
         one at least, if the shard has fewer items. Raises ValueError for another dimension."""
-        if queries.ndim != 2 or queries.shape[1] != self.index.d:
-            raise ValueError(f"queries have {queries.shape[-1]} dimensions, the index {self.index.d}")
+        if queries.ndim != 2 or queries.shape[1] != self._dimensions:
+            raise ValueError(f"queries have {queries.shape[-1]} dimensions, the index {self._dimensions}")
         queries = np.ascontiguousarray(queries, np.float32)
         with self._lock:
             k = min(k, max(len(self), 1))
@@ -153,8 +154,8 @@ class IndexShard:
         first = None
         if not self._dead and only is None:
             first = scores, positions = self.index.search(queries, k)
-            # A ufunc: `min` would take as long as naming the rows.
-            if not positions.size or np.minimum.reduce(positions[:, -1]) >= 0:
+            # A list's `min`: an array's would take longer than naming the rows.
+            if min(positions[:, -1].tolist(), default=0) >= 0:
                 return self._rows[positions], scores
         selected = self._selected(only)
         if self.selects:

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys.catalog.changelog import Change
-from recsys.catalog.items import items_of_changes
+from recsys.catalog.schema import items_of_changes
 from recsys.datasets.content import words_of
 
 MOST_CHUNKS = 100  # of the frame: what is gathered from more takes long
@@ -107,13 +107,18 @@ class LiveItems:
         self.category = Growing(category, beyond=-1)
         self._codes = dict(zip(frame["category"].to_list(), category.tolist())) if len(category) else {}
         self._kinds = [name for name, _ in Counter(frame["category"].to_list()).most_common() if name]
+        if len(category):  # of the rows that the models don't know
+            for row, name in enumerate(frame["category"][len(category) :].to_list(), len(category)):
+                self.category.put(row, self._code(name))
         self._later: list[int] = []  # rows of the lines after those that it began with
-        self._first = len(frame)
+        self._first, self._since = frame, frame[:0]  # what it began with, and what came since
+        self._published: dict[int, int | None] = {}  # of rows that changed: it outlives being deleted
 
     def rows_of_lines(self, start: int, end: int) -> np.ndarray:
         """The row of each of these lines, int64."""
-        later = self._later[max(0, start - self._first) : max(0, end - self._first)]
-        return np.concatenate([np.arange(start, max(start, self._first)), np.array(later, np.int64)])
+        first = len(self._first)
+        later = self._later[max(0, start - first) : max(0, end - first)]
+        return np.concatenate([np.arange(start, max(start, first)), np.array(later, np.int64)])
 
     def apply(self, changes: Sequence[Change], *, space: str) -> None:
         """Makes changes of the catalog count, in their order; `space`: of the vectors that are held here."""
@@ -137,15 +142,25 @@ class LiveItems:
         ]
         frame = item_frame(items, named)
         line = self.line[np.array([change.row for change in upserts])]
-        known = pl.Series([number if number >= 0 else None for number in line.tolist()], dtype=pl.Int64)
-        before = self.frame["published_at"].gather(known)
-        return frame.with_columns(pl.coalesce(before, "published_at").alias("published_at"))
+        published = [
+            self._once_published(change.row, number, said)
+            for change, number, said in zip(upserts, line.tolist(), frame["published_at"].to_list())
+        ]
+        return frame.with_columns(pl.Series("published_at", published, dtype=pl.Int64))
+
+    def _once_published(self, row: int, line: int, said: int | None = None) -> int | None:
+        """When an item was published: as was known of its row, else as is `said` now."""
+        if row not in self._published and line >= 0:
+            self._published[row] = self.frame["published_at"][line]
+        if self._published.get(row) is None:
+            self._published[row] = said
+        return self._published[row]
 
     def put_vectors(self, upserts: Sequence[Change], *, space: str) -> None:
         """Those that the changes bring."""
         for change in upserts:
             vector = change.vectors.get(space)
-            if vector is not None and vector.shape == self.vectors.shape[1:]:
+            if vector is not None and vector.shape == self.vectors.shape[1:] and vector.any():
                 self.vectors.put(change.row, vector)
 
     def upsert(self, rows: Sequence[int], items: pl.DataFrame) -> None:
@@ -153,14 +168,21 @@ class LiveItems:
         first = len(self.frame)
         self._later += rows
         # Before any line of it is known, so that a reader never has a line without its columns.
-        frame = pl.concat([self.frame, items.select(self.frame.columns).cast(self.frame.schema)])
-        self.frame = frame.rechunk() if frame.n_chunks() > MOST_CHUNKS else frame
+        since = pl.concat([self._since, items.select(self.frame.columns).cast(self.frame.schema)])
+        self._since = since.rechunk() if since.n_chunks() > MOST_CHUNKS else since
+        self.frame = pl.concat([self._first, self._since])
         for place, (row, name) in enumerate(zip(rows, items["category"].to_list())):
-            if name and name not in self._codes:
-                self._codes[name] = max(self._codes.values(), default=-1) + 1
-            self.category.put(row, self._codes[name] if name else -1)
+            self.category.put(row, self._code(name))
             self.line.put(row, first + place)
+
+    def _code(self, category: str | None) -> int:
+        if not category:
+            return -1
+        if category not in self._codes:
+            self._codes[category] = max(self._codes.values(), default=-1) + 1
+        return self._codes[category]
 
     def delete(self, rows: Sequence[int]) -> None:
         for row in rows:
+            self._once_published(row, int(self.line[np.array([row])][0]))
             self.line.put(row, DELETED)

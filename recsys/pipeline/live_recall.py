@@ -5,11 +5,11 @@ own, one query at a time and so seldom that it takes a small share of a core, ho
 recall that sinks says that queries or items have moved away from those that the index was tuned to.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -44,12 +44,16 @@ class LiveRecall:
         allowed = None if only is None else only.allowed
         self._thread.submit(self._look, queries[place], found, hidden, allowed)
 
-    def _look(self, query: np.ndarray, found: np.ndarray, *without: Any) -> None:
+    def _look(
+        self, query: np.ndarray, found: np.ndarray, hidden: np.ndarray, allowed: np.ndarray | None
+    ) -> None:
         start = time.monotonic()
         try:
-            recall = self._recall(query, found, *without)
+            recall = self._recall(query, found, hidden, allowed)
             if recall is not None:
                 self._record(recall)
+        except Exception:  # nobody waits for it
+            logging.getLogger(__name__).exception("the recall of a request is not known")
         finally:
             end = time.monotonic()
             self._next = end + (end - start) / BUSY

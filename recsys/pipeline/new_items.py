@@ -24,18 +24,24 @@ def with_vectors(
 ) -> list[tuple[int, Change]]:
     """`changes`, with a vector for each upsert that brings none of this `space` to a row which `has` none:
     whoever wrote it served another release. Every reader of a release comes to the same vectors."""
-    lacking, made = list[int](), set[int]()
-    for place, (_, change) in enumerate(changes):
-        if change.kind == "upsert" and change.row not in made:
-            if space not in change.vectors and has(change.row):
-                continue
-            made.add(change.row)  # once, however the changes come in batches
-            if space not in change.vectors:
-                lacking.append(place)
-    vectors = content_vectors(token, [(changes[place][1].item or {}).get("title") for place in lacking])
-    completed = list(changes)
-    for place, vector in zip(lacking, vectors):
-        offset, change = changes[place]
-        if vector.any():
-            completed[place] = offset, replace(change, vectors={**change.vectors, space: vector})
+    size = token.shape[1:]
+    brings = [
+        (v := change.vectors.get(space)) is not None and v.shape == size and bool(v.any())
+        for _, change in changes
+    ]
+    lacking = [
+        place
+        for place, (_, change) in enumerate(changes)
+        if change.kind == "upsert" and not brings[place] and not has(change.row)
+    ]
+    titles = [(changes[place][1].item or {}).get("title") for place in lacking]
+    vectors = dict(zip(lacking, content_vectors(token, titles)))
+    completed, have = list(changes), set[int]()
+    for place, (offset, change) in enumerate(changes):
+        if place in vectors and change.row not in have and vectors[place].any():
+            made = {**change.vectors, space: vectors[place]}
+            completed[place] = offset, replace(change, vectors=made)
+            have.add(change.row)  # once, however the changes come in batches
+        elif brings[place]:
+            have.add(change.row)
     return completed

@@ -38,10 +38,9 @@ class Similar:
         """
         k, scope = 2 * n, Scope(country, now // HOUR, category)
         while True:
-            k = min(k, len(self.vectors))
             rows, scores, missing = await self._nearest(row, k, scope)
             alive = await self._alive(rows, scores, now=now, country=country)
-            if alive.sum() >= n or k == len(self.vectors):
+            if alive.sum() >= n or len(rows) < k:  # there are no more
                 return rows[alive][:n], scores[alive][:n], missing
             k *= 4
 

@@ -90,7 +90,7 @@ def retrieval(
     items: LiveItems,
     shards: Sequence[Shard],
     settings: RetrievalSettings,
-    observe: Observe,
+    observe: Observe = unobserved,
 ) -> Retrieval:
     models = snapshot.models
     if isinstance(models, FittedBlend):

@@ -12,7 +12,9 @@ import polars as pl
 
 from recsys.catalog.changelog import Change, Log, Position
 from recsys.catalog.following import Follower
+from recsys.hashing import shard_of_rows
 from recsys.index.live import apply_changes
+from recsys.index.manifest import MODELS_ONLY
 from recsys.index.shard import LocalShard
 from recsys.pipeline.items import LiveItems
 from recsys.pipeline.new_items import with_vectors
@@ -48,6 +50,7 @@ class LiveCatalog:
         self.token = tower_array(release, "token")
         index = index_manifest(release)
         self._of, self._built_at = len(index.shards), index.built_at
+        self._alone = not items.vectors.shape[1]  # a shard and no more: others have all vectors
         self.shards = [LocalShard(shard.name, shard.shard, self.scopes) for shard in shards]
         self._put_later(release.manifest.items)
 
@@ -71,14 +74,17 @@ class LiveCatalog:
         self._apply_to_shards(changes)
 
     def has_vector(self, row: int) -> bool:
-        """Whether this process holds a vector of an item, be it deleted or not."""
-        return bool(self.items.vectors[np.array([row])].any()) or any(row in s.shard for s in self.shards)
+        """Whether an item has a vector, be it deleted or not; of another shard's, a shard needs none."""
+        if self._alone:
+            (own,) = self.shards
+            return row in own.shard or shard_of_rows(np.array([row]), self._of)[0] != int(own.name)
+        return bool(self.items.vectors[np.array([row])].any())
 
     def _put_later(self, first: int) -> None:
         """Items of the release from row `first` on, which its models have not seen."""
         titles = self.items.frame["title"][first:].to_list()
         later = [Change("", row, None, "upsert", {"title": t}) for row, t in enumerate(titles, first)]
-        made = self._with_vectors([(self._built_at, change) for change in later])
+        made = self._with_vectors([(MODELS_ONLY, change) for change in later])
         self.items.put_vectors([change for _, change in made], space=self.space)
         self._apply_to_shards(made)
 
@@ -118,17 +124,19 @@ class ShardToday:
 
 @dataclass(frozen=True, slots=True)
 class IndexToday:
-    changes: int  # of the catalog since the release
+    rows: int  # items of the catalog
+    changes: int  # of the catalog that are not in the built part
     shards: tuple[ShardToday, ...]
 
 
 def index_today(release: Release, log: Log) -> IndexToday:
     """What a replica that starts now would hold. Raises UnavailableError."""
-    shards, start = [], watermark(release)
-    for number in range(len(index_manifest(release).shards)):
+    shards, start, index = [], watermark(release), index_manifest(release)
+    for number in range(len(index.shards)):
         live = LiveCatalog.of_shard(release, number)
         follower = Follower(log, start=start, apply=live.apply)
         follower.catch_up()
         shard = live.shards[0].shard
         shards.append(ShardToday(shard.fresh.alive, shard.tombstones))
-    return IndexToday(follower.position.offset - start.offset, tuple(shards))
+    end = follower.position
+    return IndexToday(end.rows, end.offset - max(index.built_at, start.offset), tuple(shards))

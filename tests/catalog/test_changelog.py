@@ -2,17 +2,19 @@
 
 import math
 import threading
+import time
 import uuid
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from recsys.catalog.changelog import Change, Claim, decode_change, encode_change
-from recsys.catalog.following import Follower, Position
+from recsys.catalog.changelog import Change, Claim, Position, decode_change, encode_change
+from recsys.catalog.following import Follower, Tail
 from recsys.catalog.writing import CatalogWriter
 from recsys.errors import DataError, UnavailableError
 from recsys.events.bus import BusSettings, open_bus
+from recsys.events.redis_server import connect
 
 BASE = {f"old{n}": n for n in range(10)}  # items of the release
 START = Position(0, len(BASE))
@@ -228,3 +230,76 @@ def test_a_writer_whose_reader_stands_still_says_so(settings, replica):
     still.follower.catch_up(timeout_s=5)
     assert still.rows["a"] == 10  # it was taken all the same
     assert writer.delete(["nobody"]) == {}
+
+
+HARMFUL = [
+    {"attributes": [None]},
+    {"attributes": "red"},
+    {"attributes": {"color": 1}},
+    {"title": 5},
+    {"tags": "mug"},
+    {"tags": [["mug"]]},
+    {"price": "dear"},
+    {"min_age": 2**40},
+    {"published_at": 1_700_000_000},
+    {"published_at": "soon"},
+    {"published_at": "2026-11-26T10:00:00"},  # of no zone
+    {"expires_at": "9999-12-31T23:59:59-12:00"},  # of a year that Python has not
+    {"color": "red"},
+]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_item_that_can_not_be_read_harms_no_reader(settings, replica, together):
+    """However records come in batches: one that starts late reads many at once."""
+    bus, one = open_bus(settings), replica(follows=False)
+    good = {"title": "mug", "published_at": "2026-11-26T10:00:00Z", "attributes": {"color": "red"}}
+    for number, harmful in enumerate(HARMFUL):
+        changes = [
+            Change(f"bad{number}", 10 + 2 * number, Claim(f"b{number}", 10 + 2 * number), "upsert", harmful),
+            Change(f"good{number}", 11 + 2 * number, Claim(f"b{number}", 10 + 2 * number), "upsert", good),
+        ]
+        bus.append([encode_change(change) for change in changes], partition=0)
+        if not together:
+            one.follower.catch_up(timeout_s=5)
+    one.follower.catch_up(timeout_s=5)
+    for number in range(len(HARMFUL)):
+        assert one.items[10 + 2 * number] == {"available": False}, HARMFUL[number]
+        assert one.items[11 + 2 * number] == good
+
+
+def test_a_tail_goes_on_after_an_outage_and_says_why_it_ended():
+    class Log:
+        def __init__(self, *answers) -> None:
+            self.answers = list(answers)
+
+        def tail(self, partitions, **how):
+            if self.answers:
+                raise self.answers.pop(0)
+            time.sleep(0.01)
+            return []
+
+    read = threading.Event()
+    follower = Follower(Log(UnavailableError("away")), start=START, apply=lambda changes: None)
+    with Tail(follower, on_read=read.set) as tail:
+        assert read.wait(10)
+        tail.check()
+        assert tail.outage is None
+    follower = Follower(Log(ZeroDivisionError("a bug")), start=START, apply=lambda changes: None)
+    tail = Tail(follower).start()
+    tail._thread.join(10)
+    with pytest.raises(RuntimeError, match="not followed any more: a bug"):
+        tail.check()
+
+
+def test_a_log_that_was_emptied_is_told_to_who_reads_and_who_writes(settings, replica):
+    one = replica()
+    one.writer.upsert([item("a"), item("b")])
+    one.close()
+    connect(settings.url).flushall()
+    bus = open_bus(settings)
+    with pytest.raises(UnavailableError, match=r"ends at 0, but 2 records"):
+        Follower(bus, start=one.follower.position, apply=lambda changes: None).catch_up()
+    writer = CatalogWriter(bus, follower=one.follower, row_of=one.rows.get)
+    with pytest.raises(UnavailableError, match=r"was read to 2, but what was written now stands at 0"):
+        writer.upsert([item("c")])

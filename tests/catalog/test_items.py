@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.catalog.items import ITEM_SCHEMA, Catalog
+from recsys.catalog.items import Catalog
+from recsys.catalog.schema import ITEM_SCHEMA
 from recsys.errors import DataError
 
 

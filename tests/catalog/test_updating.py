@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from recsys.catalog.changelog import Change, Claim, Position, encode_change
-from recsys.catalog.items import ITEM_SCHEMA, Catalog, conform_items
+from recsys.catalog.items import Catalog
+from recsys.catalog.schema import ITEM_SCHEMA, conform_items
 from recsys.catalog.updating import caught_up, with_items
 from recsys.errors import DataError, UnavailableError
 from recsys.events.bus import BusSettings, open_bus
@@ -81,7 +82,7 @@ def test_rows_that_a_service_gave_are_kept(log):
     assert grown.ids.tolist() == ["a", "b", "s", "t", "c"]
     assert grown.titles[2] == "of the file"
     assert grown.available.tolist() == [False, True, True, False, True]
-    again = with_items(grown, items({"item_id": "a", "title": "A"}), log)  # deleted and added again
+    again = with_items(grown, items({"item_id": "a", "available": True}), log)  # deleted and added again
     assert (again.ids.tolist(), bool(again.available[0])) == (grown.ids.tolist(), True)
 
 
@@ -101,9 +102,59 @@ def test_deleted_and_added_again_in_one_go(log):
     assert folded.available.tolist() == [True, True, False, True]
     assert folded.position == Position(9, 4, "b", "log")
     one_by_one = catalog
-    for change in changes:
-        one_by_one = one_by_one.fold([change], Position(9, 4, "b", "log"))
+    for change, rows in zip(changes, (3, 3, 3, 3, 4, 4, 4)):
+        one_by_one = one_by_one.fold([change], Position(9, rows, "b", "log"))
     assert one_by_one.items.equals(folded.items)
+
+
+def test_when_an_item_was_published_is_said_once_however_changes_are_folded():
+    catalog, claim = first(), Claim("b", 2)
+    late = "2030-01-01T00:00:00+00:00"
+    changes = [
+        Change("c", 2, claim, "upsert", {"published_at": late}),
+        Change("c", 2, None, "upsert", {"published_at": None, "title": "C"}),
+        Change("a", 0, None, "upsert", {"published_at": None}),
+        Change("a", 0, None, "upsert", {"published_at": late}),
+        Change("a", 0, None, "upsert", {"published_at": "2031-01-01T00:00:00+00:00"}),
+    ]
+    together = catalog.fold(changes, Position(5, 3, "b", "log"))
+    apart = catalog
+    for change in changes:
+        apart = apart.fold([change], Position(5, 3, "b", "log"))
+    assert apart.items.equals(together.items)
+    assert together.published_at[[0, 2]].tolist() == [1893456000] * 2
+    assert together.titles[2] == "C"
+
+
+def test_a_change_of_a_row_that_the_item_has_not_is_passed_over():
+    """A foreign writer's: it must not stop all that is ingested."""
+    catalog = first()
+    wrong = [
+        Change("a", 1, None, "upsert", {"title": "X"}),
+        Change("b", 0, None, "delete"),
+        Change("nobody", 1, None, "delete"),
+        Change("b", 1, None, "upsert", {"title": "B"}),
+    ]
+    folded = catalog.fold(wrong, Position(4, 2, "", "log"))
+    assert (folded.ids.tolist(), folded.titles) == (["a", "b"], ["A", "B"])
+    assert folded.available.tolist() == [True, True]
+
+
+def test_a_file_takes_nothing_back_that_it_does_not_speak_of(log):
+    """A data set is read again, while the shop has deleted one item and described another."""
+    catalog = first()
+    changes = [
+        Change("a", 0, None, "delete"),
+        Change("b", 1, None, "upsert", {"title": "B", "categories": ["mugs"], "price": 9.0}),
+    ]
+    log.append([encode_change(change) for change in changes], partition=0)
+    again = with_items(catalog, items({"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}), log)
+    assert ended(log) == 2
+    assert again.available.tolist() == [False, True]
+    assert (again.primary_categories[1], again.price[1]) == ("mugs", 9.0)
+    more = with_items(again, items({"item_id": "b", "price": 8.0}, {"item_id": "a", "available": True}), log)
+    assert (more.titles, more.price[1], more.primary_categories[1]) == (["A", "B"], 8.0, "mugs")
+    assert more.available.tolist() == [True, True]
 
 
 def test_a_log_of_another_catalog_is_refused():

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.catalog.items import ITEM_SCHEMA, Catalog
+from recsys.catalog.items import Catalog
+from recsys.catalog.schema import ITEM_SCHEMA
 from recsys.datasets.content import hashed
 from recsys.datasets.event_log import read_event_log
 from recsys.datasets.formats import read_problems

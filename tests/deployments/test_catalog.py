@@ -143,7 +143,7 @@ def test_similar_items_of_one_category(shop: Service) -> None:
     ("item", "says"),
     [
         ({"vector": [1.0]}, "'x' has 1 numbers"),
-        ({"vector": [0.0] * VECTORS.shape[1]}, "none but 0"),
+        ({"vector": [0.0] * VECTORS.shape[1]}, "not all 0"),
         ({"price": -1}, "price"),
         ({"price": "1"}, "price"),
         ({"color": "red"}, "color"),
@@ -222,7 +222,6 @@ def test_the_only_replica_of_a_shard_is_killed_and_answers_say_so(shop: Service)
     assert {len(reply.body["items"]) for reply in replies} == {10}
     told = {tuple(reply.body["degraded"]) for reply in replies}
     assert told <= {(), ("two_tower:1",), ("two_tower",)}
-    shop.deploy("cluster", shop.release)
 
 
 def test_a_rebuilt_index_takes_over_without_a_failed_request(
@@ -252,6 +251,7 @@ def with_new_index(shop: Service, release: Release, folder: Path) -> Release:
     build_index(VectorArray(vectors), folder, settings=IndexSettings(shards=SHARDS), built_at=position.offset)
     made = with_parts(release, index_parts(folder, of=vectors), instead_of=INDEX)
     live = LiveCatalog.of_path(made, load_parts(made), shards=True)
-    assert (vectors[ITEMS:].any(axis=1).sum(), len(made.manifest.parts)) == (4, len(release.manifest.parts))
+    shared = set(made.manifest.parts.items()) & set(release.manifest.parts.items())
+    assert {name for name, _ in shared} >= {n for n in made.manifest.parts if not n.startswith(INDEX)}
     assert sum(shard.shard.fresh.alive for shard in live.shards) == 0
     return made

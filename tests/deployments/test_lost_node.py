@@ -17,7 +17,7 @@ def test_no_request_fails_when_a_node_is_killed_that_held_a_replica_of_every_sha
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
-    assert found["nodes"] == 2
+    assert (found["held"], found["left"]) == (["Shard0", "Shard1"], [])
     assert found["before"].keys() == {"200 10"}
     # A call that was under way may have cost its shard's share, and then says so.
     assert all(reply.startswith("200 10") for reply in found["after"]), found["after"]

@@ -97,15 +97,30 @@ def test_changes_of_the_catalog_count_in_their_order():
     assert items.rows_of_lines(V - 2, V + 3).tolist() == [V - 2, V - 1, 6, 1, 2]
 
 
-def test_when_an_item_was_published_is_said_once():
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_when_an_item_was_published_is_said_once(size):
     items = known()
-    items.frame = items.frame.with_columns(pl.Series("published_at", [None, 5, 6, 7, 8, 9], dtype=pl.Int64))
-    moment = "1970-01-01T00:01:40+00:00"
+    published = pl.Series("published_at", [None, 5, 6, 7, 8, 9], dtype=pl.Int64)
+    items = LiveItems(
+        items.frame.with_columns(published),
+        vectors=np.zeros((V, D), np.float32),
+        category=np.zeros(V, np.int32),
+    )
+    first, later = "1970-01-01T00:01:40+00:00", "1970-01-01T00:03:20+00:00"
     changes = [
-        Change(f"i{row}", row, None, "upsert", record(f"i{row}", published_at=moment)) for row in (0, 1, 6)
+        Change("i0", 0, None, "upsert", record("i0", published_at=first)),
+        Change("i1", 1, None, "upsert", record("i1", published_at=first)),
+        Change("new", 6, None, "upsert", record("new", published_at=first)),
+        Change("new", 6, None, "upsert", record("new")),
+        Change("new", 6, None, "delete"),
+        Change("new", 6, None, "upsert", record("new", published_at=later)),
+        Change("i2", 2, None, "delete"),
+        Change("i2", 2, None, "upsert", record("i2")),
     ]
-    items.apply(changes, space="s")
-    assert items.frame["published_at"][V:].to_list() == [100, 5, 100]
+    for start in range(0, len(changes), size):
+        items.apply(changes[start : start + size], space="s")
+    line = items.line[np.array([0, 1, 6, 2])].tolist()
+    assert items.frame["published_at"].gather(line).to_list() == [100, 5, 100, 6]
 
 
 def test_an_item_without_a_category_gets_the_commonest_that_its_title_names():
@@ -115,15 +130,6 @@ def test_an_item_without_a_category_gets_the_commonest_that_its_title_names():
         [Change("x", V + n, None, "upsert", record("x", title=t)) for n, t in enumerate(titles)], space="s"
     )
     assert items.frame["category"][V:].to_list() == ["mug", "lamp", "", ""]
-
-
-def test_a_record_that_can_not_be_read_hides_its_item_alone():
-    items = known()
-    items.apply(
-        [Change("i1", 1, None, "upsert", {"price": "dear"}), Change("i2", 2, None, "upsert", record("i2"))],
-        space="s",
-    )
-    assert items.frame["available"][V:].to_list() == [False, None]
 
 
 def test_many_small_changes_leave_few_chunks():

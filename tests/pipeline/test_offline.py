@@ -189,7 +189,7 @@ def test_labels_are_of_candidates_and_the_rules_keep_theirs_out():
     log = world().interactions
     relevant = labels(log, new_only=True)
     rows = training_rows(log, relevant, scene="discover")
-    proposable = set(np.flatnonzero(world().recommender.rules._judged.static == 0).tolist())
+    proposable = set(np.flatnonzero(world().recommender.rules._judged.static.all() == 0).tolist())
     most = sum(len(set(items.tolist()) & proposable) for items in relevant.values())
     assert 0 < rows.label.sum() <= most
     assert set(np.unique(rows.label)) == {0.0, 1.0}

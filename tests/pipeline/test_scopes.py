@@ -103,10 +103,40 @@ def test_what_changes_counts_from_the_next_moment_on(monkeypatch):
 
 
 def test_the_scopes_that_were_asked_for_long_ago_are_forgotten():
-    scopes = Scopes(live(item_frame(10)))
+    scopes = Scopes(live(item_frame(20)))
     for hour in range(200):
         scopes(Scope("FR", hour))
     assert len(scopes._known) == module.FILTERS
+
+
+def test_what_no_item_names_is_one_scope_and_not_many():
+    """Visitors may say any country, and ask for any category."""
+    items = live(frame())
+    scopes = Scopes(items)
+    for number in range(200):
+        scopes(Scope(f"country {number}", 0))
+        assert not scopes(Scope(None, 0, f"category {number}")).allowed.any()
+    assert len(scopes._known) == 2
+    hour = NOW // HOUR
+    assert np.array_equal(scopes(Scope("PT", hour)).allowed, left_by_definition(items, "PT", hour))
+    items.apply([Change("i1", 1, None, "upsert", {"title": "x", "countries_blocked": ["PT"]})], space="")
+    assert not scopes(Scope("PT", hour)).allowed[1]
+
+
+def left_by_definition(items, country: str, hour: int) -> np.ndarray:
+    return items.frame.select(Scope(country, hour).holds().alias("holds"))["holds"].to_numpy()
+
+
+def test_a_change_that_lets_in_and_keeps_out_nothing_makes_no_new_filter():
+    """A shard makes its own form of a new one, which takes a while."""
+    items = live(frame())
+    scopes, scope = Scopes(items), Scope("DE", NOW // HOUR)
+    before = scopes(scope)
+    title = items.frame["title"][8]
+    items.apply([Change("i8", 8, None, "upsert", {"title": f"{title}, now dearer", "price": 9.0})], space="")
+    assert scopes(scope) is before
+    items.apply([Change("i8", 8, None, "upsert", {"available": False})], space="")
+    assert scopes(scope) is not before
 
 
 def test_requests_of_many_scopes_are_each_answered_in_their_own():

@@ -209,12 +209,12 @@ def test_nearest_is_the_k_best_and_ties_go_to_the_lower_row(seed, k):
 class Broken:
     name = "1"
 
-    async def __call__(self, queries, k):
+    async def __call__(self, queries, k, scopes=()):
         raise UnavailableError("gone")
 
 
 class Late(Broken):
-    async def __call__(self, queries, k):
+    async def __call__(self, queries, k, scopes=()):
         await asyncio.sleep(30)
 
 
