@@ -22,7 +22,7 @@ class Context(Body):
     device: str | None = None
     session_id: str | None = None
     page: str | None = None
-    country: str | None = None
+    country: Annotated[str, Field(max_length=64)] | None = None
 
 
 class RecommendationsRequest(Body):
@@ -66,7 +66,7 @@ class Item(Body):
     expires_at: Moment | None = None
     attributes: Annotated[dict[Text, LongText], Field(max_length=100)] | None = None
     vector: Annotated[list[float], Field(max_length=4096)] | None = Field(
-        None, description="in the space of the served release; null = of its content"
+        None, description="in the space of the served release; null = the one it has, else of its content"
     )
 
 

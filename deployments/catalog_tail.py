@@ -47,6 +47,11 @@ class CatalogTail:
         self.follower.catch_up(timeout_s=deadline - time.monotonic())
         self._tail = Tail(self.follower, on_read=self._measure).start()
 
+    def check_bus(self) -> None:
+        """Raises UnavailableError while the changelog can't be read."""
+        if self._tail.outage is not None:
+            raise UnavailableError(f"the catalog can't be changed now: {self._tail.outage}")
+
     def wait(self, *, timeout_s: float) -> None:
         """Returns when all that the changelog holds by now is applied, or after that time. One thread may
         wait."""

@@ -27,7 +27,7 @@ Origin = Literal["given", "content", "kept", "none"]  # where an item's vector i
 class ItemWriter:
     def __init__(self, live: LiveCatalog, names: Names, tail: CatalogTail) -> None:
         """`tail`: by which `live` and `names` are kept up to date."""
-        self._live, self._rows = live, names.rows
+        self._live, self._rows, self._tail = live, names.rows, tail
         self._writer = CatalogWriter(tail.bus, follower=tail.follower, row_of=names.rows.get)
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "catalog-writer")  # one: a writer takes turns anyway
@@ -41,10 +41,7 @@ class ItemWriter:
 
     async def delete(self, item_id: str) -> None:
         """Raises UnknownItemError, UnavailableError."""
-        row = self._rows.get(item_id)
-        if row is None or self._live.items.line[np.array([row])][0] == DELETED:
-            raise UnknownItemError(f"the catalog has no item {item_id!r}")
-        await self._run(self._writer.delete, [item_id])
+        await self._run(self._delete, item_id)
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
         if self._waiting >= MOST_WAITING:
@@ -57,6 +54,19 @@ class ItemWriter:
         finally:
             self._waiting -= 1
 
+    def _delete(self, item_id: str) -> None:
+        self._meet([item_id])
+        row = self._rows.get(item_id)
+        if row is None or self._live.items.line[np.array([row])][0] == DELETED:
+            raise UnknownItemError(f"the catalog has no item {item_id!r}")
+        self._writer.delete([item_id])
+
+    def _meet(self, ids: Sequence[str]) -> None:
+        """An item that is not known here may have come by another replica just now."""
+        self._tail.check_bus()
+        if not all(item_id in self._rows for item_id in ids):
+            self._tail.wait(timeout_s=1.0)
+
     def _upsert(
         self, items: Sequence[dict[str, Any]], vectors: Sequence[list[float] | None], now: int
     ) -> list[Origin]:
@@ -64,6 +74,7 @@ class ItemWriter:
         if len(set(ids)) < len(ids):
             twice = next(item_id for place, item_id in enumerate(ids) if item_id in ids[:place])
             raise RequestError(f"item {twice!r} stands twice in a request: send it once")
+        self._meet(ids)
         origins, written = list[Origin](), {}
         for item, given in zip(items, vectors, strict=True):
             origin, vector = self._vector(item, given)

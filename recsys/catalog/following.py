@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from recsys.catalog.changelog import PARTITION, Change, Log, Position, decode_change
 from recsys.catalog.schema import readable_changes
-from recsys.errors import DataError, UnavailableError
+from recsys.errors import DataError, RecsysError, SettingsError, UnavailableError
 
 LIMIT = 1000  # records that are taken together
 PAUSE_S = 0.2  # before the next try in an outage
@@ -72,6 +72,7 @@ class Follower:
                     f"{timeout_s:g} s: build a newer release, from whose watermark there is less to read"
                 )
             self.follow(block_ms=100)
+        self.lag_s = 0.0  # of what was there long before
 
     def behind(self) -> int:
         """Records that are not applied yet. Raises UnavailableError."""
@@ -111,7 +112,7 @@ class Tail:
     def __init__(self, follower: Follower, *, on_read: Callable[[], None] = lambda: None) -> None:
         """`on_read`: called after each read, also of nothing."""
         self.follower, self._on_read = follower, on_read
-        self.outage: UnavailableError | None = None
+        self.outage: RecsysError | None = None
         self.error: Exception | None = None  # that ended it
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="catalog-tail", daemon=True)
@@ -142,7 +143,7 @@ class Tail:
                 self.follower.follow()
                 self.outage = None
                 self._on_read()
-            except UnavailableError as error:
+            except (UnavailableError, SettingsError) as error:  # a password may be changed meanwhile
                 if self.outage is None:
                     logging.getLogger(__name__).warning("the catalog changelog waits: %s", error)
                 self.outage = error

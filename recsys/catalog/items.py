@@ -68,11 +68,8 @@ class Catalog:
         place = np.arange(len(self))
         place[rows[rows >= 0]] = len(self) + np.arange(len(changed))
         merged = pa.concat_tables([self.items, changed]).take(pa.array(place))
-        first = pc.coalesce(
-            self.items["published_at"].combine_chunks(), merged["published_at"].combine_chunks()
-        )
         index = ITEM_SCHEMA.get_field_index("published_at")
-        merged = merged.set_column(index, ITEM_SCHEMA.field(index), first)
+        merged = merged.set_column(index, ITEM_SCHEMA.field(index), self.items["published_at"])
         merged = pa.concat_tables([merged, new.items.filter(pc.invert(known))]).combine_chunks()
         return Catalog(merged, self.position)
 
@@ -97,8 +94,7 @@ class Catalog:
         last, published = dict[str, int](), dict[str, Any]()
         for place, change in enumerate(upserts):  # in the order of the rows
             last[change.item_id] = place
-            if published.get(change.item_id) is None:  # it is said once
-                published[change.item_id] = (change.item or {}).get("published_at")
+            published.setdefault(change.item_id, (change.item or {}).get("published_at"))  # it is said once
         final = [upserts[place] for place in last.values()]
         items = [
             replace(change, item={**(change.item or {}), "published_at": published[change.item_id]})

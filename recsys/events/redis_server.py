@@ -107,6 +107,9 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
     return client
 
 
+NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS")  # its disk is full, it runs a script, it lacks its replicas
+
+
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
     """The border at which errors of the Redis client become ours."""
@@ -118,6 +121,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from error
     except redis.OutOfMemoryError as error:
         raise UnavailableError(f"Redis at {url} is full ({error}); raise its maxmemory") from error
+    except redis.ResponseError as error:
+        lost = isinstance(error, redis.ReadOnlyError | redis.exceptions.ClusterDownError)
+        if not lost and not str(error).startswith(NOT_NOW):
+            raise
+        raise UnavailableError(f"Redis at {url} can't do that now ({error}); see to it") from error
 
 
 def without_password(url: str) -> str:

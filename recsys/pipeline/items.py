@@ -149,11 +149,9 @@ class LiveItems:
         return frame.with_columns(pl.Series("published_at", published, dtype=pl.Int64))
 
     def _once_published(self, row: int, line: int, said: int | None = None) -> int | None:
-        """When an item was published: as was known of its row, else as is `said` now."""
-        if row not in self._published and line >= 0:
-            self._published[row] = self.frame["published_at"][line]
-        if self._published.get(row) is None:
-            self._published[row] = said
+        """When an item was published, None = always: as is known of its row, else as is `said` now."""
+        if row not in self._published:
+            self._published[row] = self.frame["published_at"][line] if line >= 0 else said
         return self._published[row]
 
     def put_vectors(self, upserts: Sequence[Change], *, space: str) -> None:

@@ -1,6 +1,5 @@
 """Rows agree between all readers, however many write at once; what can't hold is void for all alike."""
 
-import math
 import threading
 import time
 import uuid
@@ -22,10 +21,12 @@ VECTOR = np.array([0.25, -1.5, 3.0], np.float32)
 
 
 @pytest.fixture
-def settings(redis_url):
-    return BusSettings(
-        url=redis_url, topic=f"catalog-{uuid.uuid4().hex}", partitions=1, retention_hours=math.inf
-    )
+def settings(request, redis_url):
+    url = request.getfixturevalue("kafka_url") if getattr(request, "param", "") == "kafka" else redis_url
+    return BusSettings(url=url, topic=uuid.uuid4().hex).of_changelog("x")
+
+
+both = pytest.mark.parametrize("settings", ["redis", "kafka"], indirect=True)
 
 
 class Replica:
@@ -120,6 +121,7 @@ def test_a_record_that_is_none_is_refused(body):
         decode_change(body)
 
 
+@both
 def test_new_items_get_the_next_rows_and_known_ones_keep_theirs(replica):
     one, other = replica(), replica()
     assert one.writer.upsert([item("a"), item("old3"), item("b")]) == [10, 3, 11]
@@ -133,6 +135,7 @@ def test_new_items_get_the_next_rows_and_known_ones_keep_theirs(replica):
     assert one.items[10] == item("a")
 
 
+@both
 def test_rows_agree_however_many_write_at_once(replica):
     """Four writers, each adding its own items and all of them the same twenty."""
     writers, found = [replica() for _ in range(4)], {}

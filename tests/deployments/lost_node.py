@@ -50,8 +50,10 @@ def main(folder: Path) -> dict[str, Any]:
                 online_store=OnlineStore(url=redis.url),
             )
             put_users(redis.url, world())
-            tree = read_config("cluster")
-            for deployment in tree["applications"][0]["deployments"]:
+            (application,) = (tree := read_config("cluster"))["applications"]
+            application["args"]["placement"] = {"shards": "deployment"}
+            application["deployments"] = [d for d in application["deployments"] if d["name"] != "Ranking"]
+            for deployment in application["deployments"]:
                 shard = deployment["name"].startswith("Shard")
                 deployment.pop("autoscaling_config", None)
                 deployment["num_replicas"] = 2 if shard else 1

