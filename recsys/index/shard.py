@@ -232,13 +232,17 @@ class IndexShard:
                 selected.put(position, alive)
 
 
+def unfiltered(scope: Any) -> None:
+    """Every scope is of all items."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalShard:
     """A shard in this process, behind the signature of one that is elsewhere."""
 
     name: str
     shard: IndexShard
-    filter_of: Callable[[Any], Filter | None] = lambda scope: None
+    filter_of: Callable[[Any], Filter | None] = unfiltered
 
     async def __call__(self, queries: np.ndarray, k: int, scopes: Sequence[Hashable] = ()) -> Answer:
         """`scopes`: that of each query, which `filter_of` knows; none = all items."""

@@ -15,6 +15,7 @@ import polars as pl
 from recsys.errors import ReleaseError
 from recsys.experiments.assignment import Experiments
 from recsys.features.cross import FEATURES
+from recsys.index.shard import LocalShard, unfiltered
 from recsys.models.blend import DEPTH, FittedBlend
 from recsys.models.ranker import Ranker
 from recsys.models.snapshot import PipelineModels, Snapshot
@@ -28,6 +29,7 @@ from recsys.pipeline.recommender import Recommender
 from recsys.pipeline.retrieval import Fusion, Retrieval, RetrievalSettings
 from recsys.pipeline.rules import Rule, Rules
 from recsys.pipeline.scenes import PerSettings, Scene
+from recsys.pipeline.scopes import Scopes
 from recsys.pipeline.seams import Source
 from recsys.pipeline.sources import (
     HistorySource,
@@ -131,6 +133,7 @@ def recommender(
     """The request path of `parts`, all in this process but for `users` and `shards`. `items`: those of
     `parts`, where somebody keeps them up to date; `observe` is told what the index answered."""
     items = items or live_items(parts)
+    shards = within_scopes(items, shards)
     rules = Rules(items, parts.rules)
     return Recommender(
         experiments=parts.experiments,
@@ -143,6 +146,18 @@ def recommender(
         diversity=PerSettings(partial(_diversity_of, parts), partial(MMR, items=items)),
         backfill=Backfill(_most_popular_first(parts.snapshot.popularity), rules),
     )
+
+
+def within_scopes(items: LiveItems, shards: Sequence[Shard]) -> list[Shard]:
+    """The same shards; those that are in this process, and look at all items, look at those of a request's
+    scope alone, as others do that keep the items themselves."""
+    scopes = Scopes(items)
+    return [
+        replace(shard, filter_of=scopes)
+        if isinstance(shard, LocalShard) and shard.filter_of is unfiltered
+        else shard
+        for shard in shards
+    ]
 
 
 def _even(histories: Histories, now: np.ndarray) -> np.ndarray:
