@@ -8,7 +8,6 @@ other error ends the thread, fails the health check and lets Serve start a new r
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -18,7 +17,6 @@ from ray import serve
 
 from deployments.catalog_tail import CatalogTail
 from deployments.metrics import StreamerMetrics
-from recsys.catalog.changelog import Change
 from recsys.errors import UnavailableError
 from recsys.events.batch import Batch
 from recsys.events.bus import BusSettings, open_bus
@@ -54,15 +52,12 @@ class FeatureStreamer:
         opened = open_release(release)
         ids = pl.read_parquet(opened.path(ITEMS), columns=["item_id"])["item_id"].to_list()
         self.names = Names(ids, [None] * len(ids))
-        self.tail = CatalogTail(opened, self._named, bus=bus, what="feature streamer")
+        self.tail = CatalogTail(opened, self.names.apply, bus=bus, what="feature streamer")
         self.metrics = StreamerMetrics()
         self.stopping = threading.Event()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, name="feature-streamer", daemon=True)
         self.thread.start()
-
-    def _named(self, changes: Sequence[tuple[int, Change]]) -> None:
-        self.names.apply([change for _, change in changes])
 
     def _run(self) -> None:
         while not self.stopping.is_set():

@@ -41,7 +41,7 @@ from recsys.catalog.changelog import Change
 from recsys.errors import RequestError, RuleError, UnavailableError
 from recsys.events.bus import BusSettings
 from recsys.events.validation import ValidationSettings
-from recsys.pipeline.items import DELETED, Names
+from recsys.pipeline.items import Names
 from recsys.pipeline.scenes import check_scenes
 from recsys.pipeline.similar import Similar
 from recsys.releases.live import LiveCatalog
@@ -143,7 +143,7 @@ class Gateway:
         gathered.set_batch_wait_timeout_s(options.batch_wait_s)
 
     def _apply(self, changes: Sequence[tuple[int, Change]]) -> None:
-        self.names.apply([change for _, change in changes])  # first: what is found has a name
+        self.names.apply(changes)  # first: what is found has a name
         self.live.apply(changes)
 
     def now(self) -> int:
@@ -218,7 +218,7 @@ class Gateway:
         self, item_id: str, n: int | None, country: str | None, category: str | None
     ) -> Response:
         row = self.names.rows.get(item_id)
-        if row is None or self.live.items.line[np.array([row])][0] == DELETED:
+        if row is None or self.live.items.is_deleted(row):
             raise UnknownItemError(f"release {self.manifest.id} has no item {item_id!r}")
         if not self.live.has_vector(row):
             raise UnknownItemError(f"nothing is known of item {item_id!r} that others could be like")

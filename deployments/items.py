@@ -16,7 +16,7 @@ from deployments.catalog_tail import CatalogTail
 from deployments.http_errors import UnknownItemError
 from recsys.catalog.writing import CatalogWriter
 from recsys.errors import DataError, RequestError, UnavailableError
-from recsys.pipeline.items import DELETED, Names
+from recsys.pipeline.items import Names
 from recsys.pipeline.new_items import content_vectors
 from recsys.releases.live import LiveCatalog
 
@@ -57,7 +57,7 @@ class ItemWriter:
     def _delete(self, item_id: str) -> None:
         self._meet([item_id])
         row = self._rows.get(item_id)
-        if row is None or self._live.items.line[np.array([row])][0] == DELETED:
+        if row is None or self._live.items.is_deleted(row):
             raise UnknownItemError(f"the catalog has no item {item_id!r}")
         self._writer.delete([item_id])
 

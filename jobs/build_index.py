@@ -9,7 +9,6 @@ The second takes a catalog of any size: no process holds more than one shard of 
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -17,13 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from jobs.session import bus_session, run_job
+from jobs.session import changelog_session, run_job
 from jobs.workspace import Progress, Workspace, silent
 from recsys.catalog.changelog import Position
 from recsys.catalog.following import Follower
 from recsys.errors import SettingsError
 from recsys.evaluation.plot import plot_recall_curve
-from recsys.events.bus import open_bus
 from recsys.index.building import Each, build_index
 from recsys.index.manifest import MODELS_ONLY, IndexManifest, curve_of
 from recsys.index.vectors import VectorFiles, write_vectors
@@ -96,7 +94,7 @@ def vectors_now(release: Release, parts: Parts, *, settings: Settings) -> tuple[
     Deleted ones keep theirs: they may come back."""
     live = LiveCatalog(release, live_items(parts))
     start = watermark(release)
-    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(start.log))) as log:
+    with changelog_session(settings, start.log) as log:
         follower = Follower(log, start=start, apply=live.apply)
         follower.catch_up()
     rows = np.arange(follower.position.rows)

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ import yaml
 
 from jobs.workspace import Progress
 from recsys.errors import SettingsError, UnavailableError, in_one_line
-from recsys.events.bus import BusSettings
+from recsys.events.bus import Bus, BusSettings, open_bus
 from recsys.events.redis_server import start_redis
 from recsys.settings import Settings, load_settings
 
@@ -129,6 +129,13 @@ def bus_session(settings: Settings) -> Iterator[BusSettings]:
         return
     with online_store_url(settings) as url:
         yield replace(settings.bus, url=url)
+
+
+@contextmanager
+def changelog_session(settings: Settings, log: str) -> Iterator[Bus]:
+    """The catalog changelog of that name."""
+    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(log))) as opened:
+        yield opened
 
 
 def to_stderr(every_s: float = 2.0) -> Progress:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-DAY = 86_400  # seconds
+HOUR, DAY = 3_600, 86_400  # seconds
 
 
 class Removal(IntEnum):

@@ -1,6 +1,5 @@
 """`recsys index`: what an index is, and how many shards it should have."""
 
-from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -18,9 +17,8 @@ def inspect(
     plot: Path = typer.Option(None, help="Draw recall against time there, as PNG."),
 ) -> None:
     """Type, shards, bytes, what came since, and what each setting finds in what time."""
-    from jobs.session import bus_session
+    from jobs.session import changelog_session
     from recsys.evaluation.plot import plot_recall_curve
-    from recsys.events.bus import open_bus
     from recsys.index.dials import told
     from recsys.index.manifest import curve_of
     from recsys.releases.live import index_today, watermark
@@ -31,7 +29,7 @@ def inspect(
     settings = load_settings(config)
     opened = resolve(release, registry=settings.registry_uri, model=settings.registry.model)
     index, curve = index_manifest(opened), curve_of(opened.manifest.index_curve)
-    with bus_session(settings) as bus, closing(open_bus(bus.of_changelog(watermark(opened).log))) as log:
+    with changelog_session(settings, watermark(opened).log) as log:
         today = index_today(opened, log)
     console = Console()
     console.print(

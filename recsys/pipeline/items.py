@@ -77,8 +77,9 @@ class Names:
         self.ids, self.titles = ids, titles
         self.rows = {item_id: row for row, item_id in enumerate(ids)}
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        for change in changes:
+    def apply(self, changes: Sequence[tuple[int, Change]]) -> None:
+        """Changes that hold, with their offsets."""
+        for _, change in changes:
             title = (change.item or {}).get("title")
             if change.row == len(self.ids):
                 self.ids.append(change.item_id)
@@ -113,6 +114,9 @@ class LiveItems:
         self._later: list[int] = []  # rows of the lines after those that it began with
         self._first, self._since = frame, frame[:0]  # what it began with, and what came since
         self._published: dict[int, int | None] = {}  # of rows that changed: it outlives being deleted
+
+    def is_deleted(self, row: int) -> bool:
+        return bool(self.line[np.array([row])][0] == DELETED)
 
     def rows_of_lines(self, start: int, end: int) -> np.ndarray:
         """The row of each of these lines, int64."""

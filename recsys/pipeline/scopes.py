@@ -15,9 +15,8 @@ import polars as pl
 from recsys.index.shard import FILTERS, Filter
 from recsys.pipeline.items import LiveItems
 from recsys.pipeline.rules import barred
-from recsys.types import RequestBatch
+from recsys.types import HOUR, RequestBatch
 
-HOUR = 3600
 OLD_S = 0.3  # after which changes are taken in
 
 
@@ -28,10 +27,10 @@ class Scope:
     category: str | None = None  # None = all
 
     @classmethod
-    def of_batch(cls, batch: RequestBatch, *, category: str | None = None) -> list["Scope"]:
+    def of_batch(cls, batch: RequestBatch) -> list["Scope"]:
         """That of each request."""
         countries = batch.country or [None] * len(batch)
-        return [cls(c, int(hour), category) for c, hour in zip(countries, batch.now // HOUR)]
+        return [cls(c, int(hour)) for c, hour in zip(countries, batch.now // HOUR)]
 
     def holds(self) -> pl.Expr:
         """Of a line of the items."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from recsys.errors import UnavailableError
 from recsys.pipeline.items import Growing
-from recsys.pipeline.scopes import HOUR, Scope
+from recsys.pipeline.scopes import Scope
 from recsys.pipeline.seams import Stage
 from recsys.pipeline.sources import Shard, nearest
-from recsys.types import Candidates, RequestBatch, Sources
+from recsys.types import HOUR, Candidates, RequestBatch, Sources
 
 SCENE = "similar"  # what rules see
 

@@ -143,13 +143,12 @@ def test_many_small_changes_leave_few_chunks():
 
 def test_names_grow_with_the_catalog():
     names = Names(["a", "b"], ["A", None])
-    names.apply(
-        [
-            Change("c", 2, Claim("b", 2), "upsert", {"title": "C"}),
-            Change("b", 1, None, "upsert", {"title": "B"}),
-            Change("a", 0, None, "delete"),
-            Change("d", 3, Claim("b", 2), "upsert", {}),
-        ]
-    )
+    changes = [
+        Change("c", 2, Claim("b", 2), "upsert", {"title": "C"}),
+        Change("b", 1, None, "upsert", {"title": "B"}),
+        Change("a", 0, None, "delete"),
+        Change("d", 3, Claim("b", 2), "upsert", {}),
+    ]
+    names.apply(list(enumerate(changes)))
     assert (names.ids, names.titles) == (["a", "b", "c", "d"], ["A", "B", "C", None])
     assert names.rows == {"a": 0, "b": 1, "c": 2, "d": 3}

@@ -11,8 +11,8 @@ from recsys.catalog.changelog import Change
 from recsys.index.shard import LocalShard
 from recsys.pipeline import scopes as module
 from recsys.pipeline.rules import Rules
-from recsys.pipeline.scopes import HOUR, Scope, Scopes
-from recsys.types import Candidates, RequestBatch
+from recsys.pipeline.scopes import Scope, Scopes
+from recsys.types import HOUR, Candidates, RequestBatch
 from tests.world import NOW, item_frame, live, shards
 
 ITEMS = 60

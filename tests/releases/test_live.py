@@ -12,6 +12,7 @@ from recsys.hashing import shard_of_rows
 from recsys.index.building import build_index
 from recsys.index.settings import IndexSettings
 from recsys.index.vectors import VectorArray
+from recsys.models.two_tower.user_encoder import encode_content
 from recsys.pipeline.items import DELETED
 from recsys.pipeline.new_items import content_vectors, with_vectors
 from recsys.pipeline.offline import PointInTimeUsers, batch_of
@@ -87,10 +88,10 @@ def test_items_that_the_models_have_not_seen_are_found_by_their_content(release)
     for row, vector in enumerate(expected, ITEMS):
         assert scores[row] == pytest.approx(scores_of(vector), abs=2e-3)
         np.testing.assert_array_equal(live.items.vectors[np.array([row])][0], vector)
-    token = world().parts.snapshot.models.encoder
+    token = world().parts.snapshot.models.encoder.token
     words = hash_tokens(titles, buckets=len(live.token))
     np.testing.assert_allclose(
-        expected, token.encode_new_items(offsets=words.offsets, tokens=words.id), rtol=1e-6
+        expected, encode_content(token, offsets=words.offsets, tokens=words.id), rtol=1e-6
     )
 
 

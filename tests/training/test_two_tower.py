@@ -12,7 +12,7 @@ from recsys.features.text import hash_tokens
 from recsys.features.views import USER_FEATURES
 from recsys.interactions import Interactions
 from recsys.models.two_tower.settings import Negatives, TwoTowerSettings, TwoTowerTraining
-from recsys.models.two_tower.user_encoder import UserEncoder
+from recsys.models.two_tower.user_encoder import UserEncoder, encode_content
 from recsys.training.two_tower import train_two_tower
 from recsys.types import DAY, Histories, offsets_of
 
@@ -113,7 +113,9 @@ def test_an_item_that_was_not_taken_yet_is_its_content(snapshots):
     early = every.histories.time < CUTOFFS[0]
     later = Interactions(every.user_ids, every.histories.where(~early | (every.histories.item != 7)), ITEMS)
     first, second = train(later)
-    alone = UserEncoder.from_arrays(first.encoder).encode_new_items(offsets=TOKENS.offsets, tokens=TOKENS.id)
+    alone = encode_content(
+        UserEncoder.from_arrays(first.encoder).token, offsets=TOKENS.offsets, tokens=TOKENS.id
+    )
     np.testing.assert_allclose(first.item_vectors[7], alone[7], atol=1e-5)
     assert not np.allclose(second.item_vectors[7], alone[7], atol=1e-2)
 

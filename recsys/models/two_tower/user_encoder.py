@@ -11,9 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import sparse
 
-from recsys.types import DAY, Histories
-
-HOUR = 3600
+from recsys.types import DAY, HOUR, Histories
 
 
 def pooling_weights(
@@ -125,10 +123,6 @@ class UserEncoder:
         strength = np.exp(logit - largest[owner])
         total = np.bincount(owner, strength, len(histories))
         return (strength / total[owner]).astype(np.float32)
-
-    def encode_new_items(self, *, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """See `encode_content`."""
-        return encode_content(self.token, offsets=offsets, tokens=tokens)
 
 
 def encode_content(token: np.ndarray, *, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

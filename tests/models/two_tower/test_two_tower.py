@@ -8,7 +8,14 @@ import torch
 
 from recsys.interactions import Tokens
 from recsys.models.two_tower.module import TwoTower, TwoTowerSettings
-from recsys.models.two_tower.user_encoder import UserEncoder, clock, places, pooling_weights, standardize
+from recsys.models.two_tower.user_encoder import (
+    UserEncoder,
+    clock,
+    encode_content,
+    places,
+    pooling_weights,
+    standardize,
+)
 from recsys.types import DAY, Histories, offsets_of
 
 ITEMS, FEATURES, NOW = 20, 5, 1_300_000_000
@@ -139,7 +146,7 @@ def test_items_that_nothing_taught_are_encoded_from_content_alone(model):
     taught = np.arange(ITEMS) % 2 == 0
     encoder = model.export(ITEMS, taught)
     offsets, tokens = model.tokens.offsets, model.tokens.id
-    vectors = encoder.encode_new_items(offsets=offsets, tokens=tokens)
+    vectors = encode_content(encoder.token, offsets=offsets, tokens=tokens)
     worded = np.diff(offsets) > 0
     found = model.item_vectors(ITEMS, taught)
     np.testing.assert_allclose(found[worded & ~taught], vectors[worded & ~taught], atol=1e-5)
